@@ -1,0 +1,50 @@
+"""Exercises that check themselves.
+
+In a chapter an exercise is two cells: one to fill in, one that checks.
+
+    answer = None  # your turn
+
+    check("block size", answer, right=64, hint="how many weights share one absmax?")
+
+The chapter ships unanswered, so its check prints that it is your turn. The solutions notebook holds the same two
+cells with the answer filled in and `strict=True`: there anything but a right answer raises, so that the tests find a
+solution that went wrong.
+"""
+
+import math
+from collections.abc import Callable
+
+
+def check(name: str, answer, right, hint: str, strict: bool = False) -> None:
+    """Print whether `answer` is right.
+
+    Args:
+        answer: the learner's answer; None means not tried yet.
+        right: the expected value, or a function of the answer that is true for a right one. Numbers are equal when
+            they agree to one part in a thousand, so that a rounded answer counts.
+        hint: what to look at again, shown beside a wrong answer.
+        strict: for solutions notebooks; anything but a right answer raises.
+
+    Raises:
+        AssertionError: `strict`, and the answer is missing or wrong.
+    """
+    if answer is None:
+        verdict = "your turn - replace None above"
+    elif _agrees(answer, right):
+        verdict = "right"
+    else:
+        verdict = f"not yet: {hint}"
+    if strict and verdict != "right":
+        raise AssertionError(f"{name}: {verdict} (answer: {answer!r})")
+    print(f"{name}: {verdict}")
+
+
+def _agrees(answer, right: object | Callable) -> bool:
+    try:
+        if callable(right):
+            return bool(right(answer))
+        if isinstance(right, int | float) and not isinstance(right, bool):
+            return not isinstance(answer, bool) and math.isclose(float(answer), right, rel_tol=1e-3, abs_tol=1e-12)
+        return bool(answer == right)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError):
+        return False  # an answer of another kind (a word for a number, a wrong shape) is a wrong answer
