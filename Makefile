@@ -1,0 +1,32 @@
+# make run    the whole story once: notebook 00, headless. DATA=my.jsonl BASE=folder-or-hub-name SEED=1
+# make test   all notebooks, outputs compared, and the tests of utils. PYTEST_ARGS="notebooks/00_start_here.ipynb -x"
+# Both make .venv on first use and install requirements.txt there; PYTHON=python3.12 picks another Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+STAMP = $(VENV)/.installed
+
+# DATA, BASE and SEED reach the program through the environment: no shell ever splits or reads them.
+export DATA BASE SEED
+export CALLED_FROM = $(PWD)
+
+.PHONY: run test
+.DEFAULT_GOAL = run
+
+run: $(STAMP)
+	@"$(VENV)/bin/python" -m utils.headless
+
+test: $(STAMP)
+	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+# Re-made when requirements.txt changes. The stamp comes last: an interrupted installation is taken up again.
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(None if (3, 10) <= v[:2] <= (3, 13) else "%s is Python %d.%d; the course needs 3.10 to 3.13. Try: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))' \
+	  || { command -v $(PYTHON) >/dev/null || echo "No $(PYTHON) found. Install it (Debian, Ubuntu: sudo apt install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "$(PYTHON) cannot make environments. Debian, Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@test -x "$(VENV)/bin/python" || { echo "making $(VENV)"; $(PYTHON) -m venv "$(VENV)"; }
+	@echo "installing requirements.txt into $(VENV) (some minutes the first time)"
+	@"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch "$(STAMP)"

@@ -1,0 +1,3 @@
+from utils.tests.environment import hermetic
+
+hermetic()
