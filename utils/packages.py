@@ -115,4 +115,4 @@ def _pip(*arguments: str) -> str:
     if done.returncode == 0:
         return ""
     lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-    return f"pip {arguments[0]} failed: {lines[-1]} Check the network, then run this cell again."
+    return f"pip {arguments[0]} failed ({lines[-1]}). Check the network, then run this cell again."
