@@ -26,7 +26,7 @@ $(STAMP): requirements.txt
 	  || { command -v $(PYTHON) >/dev/null || echo "No $(PYTHON) found. Install it (Debian, Ubuntu: sudo apt install python3 python3-venv)."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make environments. Debian, Ubuntu: sudo apt install python3-venv"; exit 1; }
-	@test -x "$(VENV)/bin/python" || { echo "making $(VENV)"; $(PYTHON) -m venv "$(VENV)"; }
-	@echo "installing requirements.txt into $(VENV) (some minutes the first time)"
+	@"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv "$(VENV)"; }
+	@echo "installing requirements.txt into $(VENV) (minutes the first time: torch is a large download)"
 	@"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch "$(STAMP)"
