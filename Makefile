@@ -22,7 +22,7 @@ test: $(STAMP)
 # Re-made when requirements.txt changes. The stamp comes last: an interrupted installation is taken up again.
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
-	  sys.exit(None if (3, 10) <= v[:2] <= (3, 13) else "%s is Python %d.%d; the course needs 3.10 to 3.13. Try: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))' \
+	  sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else "%s is Python %d.%d; the course needs 3.11 to 3.13. Try: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))' \
 	  || { command -v $(PYTHON) >/dev/null || echo "No $(PYTHON) found. Install it (Debian, Ubuntu: sudo apt install python3 python3-venv)."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make environments. Debian, Ubuntu: sudo apt install python3-venv"; exit 1; }

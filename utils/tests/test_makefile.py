@@ -57,12 +57,12 @@ def test_relative_paths_start_where_make_was_called(installed, tmp_path):
     assert f"[rows.jsonl] [] [] [{tmp_path}]" in done.stdout
 
 
-@pytest.mark.parametrize(("change", "refused"), [("3, 9", True), ("3, 14", True), ("3, 10", False), ("3, 13", False)])
+@pytest.mark.parametrize(("change", "refused"), [("3, 10", True), ("3, 14", True), ("3, 11", False), ("3, 13", False)])
 def test_python_version(tmp_path, change, refused):
     python = python_with(tmp_path / "python", f"sys.version_info = ({change}, 0); sys.modules['ensurepip'] = None")
     done = make("run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
     assert done.returncode != 0
-    said = f"is Python {change.replace(', ', '.')}; the course needs 3.10 to 3.13. Try: make PYTHON=python3.12"
+    said = f"is Python {change.replace(', ', '.')}; the course needs 3.11 to 3.13. Try: make PYTHON=python3.12"
     assert (said in done.stderr) == refused
     assert ("apt install python3-venv" in done.stdout) == (not refused)
     assert not (tmp_path / "venv").exists()
