@@ -77,6 +77,6 @@ def bars(
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlim=(0, 1.1), xlabel=xlabel, title=title)
+    ax.set(xlim=(0, 1.13), xlabel=xlabel, title=title)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     return ax
