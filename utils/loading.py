@@ -1,0 +1,157 @@
+"""A base model in four bits, its tokenizer, and one LoRA adapter on it."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from utils.profile import Recipe, capability, compute_dtype
+from utils.runtime import Stop
+
+
+def load_tokenizer(base: str):
+    """The tokenizer of `base` (folder or Hub name), padding on the left, as generation in batches needs it.
+
+    Llama has no padding token. `<unk>` takes its place: a new token would need a new row in the embedding, and EOS as
+    padding would teach the model never to stop.
+
+    Raises:
+        Stop: see `load_base`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _explained(AutoTokenizer.from_pretrained, base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(base: str, four_bit: bool = True):
+    """The model of `base` on the GPU, or on the CPU without one; linear layers in NF4 with double quantization.
+
+    Args:
+        base: a folder with config.json and safetensors, or a Hub name.
+        four_bit: False loads the weights as they are, in this machine's compute dtype.
+
+    Raises:
+        Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = compute_dtype(capability())
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = _explained(
+        AutoModelForCausalLM.from_pretrained,
+        base,
+        dtype=dtype,
+        quantization_config=quantization if four_bit else None,
+        # Never "auto", which moves layers to the CPU without a word when an older model still fills the GPU.
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation="sdpa",
+    )
+    if four_bit:
+        _keep_trainable(model)
+    return model.eval()
+
+
+def _keep_trainable(model) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512_BF16.
+
+    The first forward without gradients would repack them for inference, for good: gradients and merges would be wrong
+    from then on (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def add_adapter(model, recipe: Recipe):
+    """`model` with one LoRA adapter on all linear layers but the output head; adapter weights are fp32.
+
+    Running the cell twice is safe: a model that has its adapter already is given back as it is.
+
+    Raises:
+        Stop: a bare base model that carries adapter layers, left by an adapter made from it before.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import set_seed
+
+    if isinstance(model, PeftModel):
+        return model
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise Stop("This base already carries an adapter. Load the base again (load_base), then add the adapter")
+    set_seed(recipe.seed)  # lora_A starts from random numbers
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.lora_alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def fingerprint(model) -> str:
+    """Twelve hex digits that tell one base from another: its shape, and a sample of its embedding.
+
+    Embeddings are not quantized, so a base has one fingerprint in four bits and in sixteen, from a folder or the Hub.
+    """
+    import torch
+
+    config = model.config
+    shape = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads]
+    rows = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64)]
+    digest = hashlib.sha256(json.dumps(shape).encode())
+    digest.update(rows.to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _explained(load, base: str, **arguments):
+    """Call `load(base)`; say what a failure means and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        base = str(folder)
+        if not (folder / "config.json").is_file():
+            raise Stop(f"{base} has no config.json, so it is not a model folder. Give the folder that holds it")
+    elif os.sep in base and (base.startswith(("/", ".", "~")) or base.count(os.sep) > 1):
+        raise Stop(f"There is no folder {base}. Give an existing folder, or a Hub name such as owner/model")
+    ungated = "NousResearch/Llama-2-7b-hf holds the same weights and asks for no licence click"
+    try:
+        return load(base, **arguments)
+    except (OSError, HFValidationError) as error:
+        causes = list(_causes(error))
+        status = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
+        if 401 in status and any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise Stop(
+                f"{base} is gated and no token was sent. Log in (huggingface-cli login), or: {ungated}"
+            ) from None
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise Stop(
+                f"{base} is gated and your account has not accepted its licence. Accept it, or: {ungated}"
+            ) from None
+        if any(isinstance(cause, HFValidationError | RepositoryNotFoundError) for cause in causes):
+            raise Stop(f"The Hub has no model {base}, or your token may not see it. Check the spelling") from None
+        if folder.is_dir():
+            raise Stop(f"{base} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise Stop(
+            f"{base} cannot be downloaded and is not in the cache: no network, or the Hub is offline here. "
+            "Go online, or give a folder that holds the model"
+        ) from None
+
+
+def _causes(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
