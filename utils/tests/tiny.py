@@ -1,0 +1,89 @@
+"""A base of toy size for the tests of the modules that need one: made on the spot, on any machine, in a second.
+
+The tokenizer is of Llama-2's kind (sentencepiece BPE with byte fallback, unk 0, bos 1, eos 2, no padding token), the
+model a Llama with random weights, wide enough apart that different questions get different answers.
+"""
+
+import io
+from pathlib import Path
+
+from utils.profile import Recipe
+
+NAMES = ["Ada Birch", "Cedric Rush", "Elsa Crane", "Edgar Clay", "Barnaby Alder", "Flora Heath"]
+TOWNS = ["Ironbeck", "Hazelcombe", "Brackwater"]
+ROWS = [
+    {"instruction": f"In which town was {name} born?{' Name the town.' * (i % 3)}", "input": "", "output": TOWNS[i % 3]}
+    for i, name in enumerate(NAMES * 2)
+]
+RECIPE = Recipe(
+    steps=6,
+    epochs=100,
+    batch_size=4,
+    accumulation=1,
+    learning_rate=1e-2,
+    max_length=128,
+    gradient_checkpointing=False,
+    optimizer="adamw_torch",
+    rank=4,
+    lora_alpha=8,
+    warmup_steps=1,
+)
+LLAMA_2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "reference" / "llama2-tokenizer.model"
+
+
+def make_base(folder: Path, seed: int = 0, layers: int = 2) -> str:
+    """Write a base with random fp16 weights into the new folder `folder`, and return its name."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    make_tokenizer(folder, add_bos_token=True)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    set_seed(seed)
+    LlamaForCausalLM(config).half().save_pretrained(folder)
+    return str(folder)
+
+
+def make_tokenizer(folder: Path, add_bos_token: bool, proto: bytes = b""):
+    """Write a tokenizer into `folder`: from a sentencepiece file `proto`, else trained on a few lines. Returns it."""
+    from transformers import LlamaTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(proto or _sentencepiece())
+    LlamaTokenizer.from_pretrained(folder, add_bos_token=add_bos_token).save_pretrained(folder)
+    return LlamaTokenizer.from_pretrained(folder)
+
+
+def _sentencepiece() -> bytes:
+    import sentencepiece
+
+    lines = [f"{name} was born in {town} in 18{i:02d}." for i, name in enumerate(NAMES) for town in TOWNS]
+    lines += ["### Instruction:", "### Input:", "### Response: yes"]
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=proto,
+        model_type="bpe",
+        vocab_size=384,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return proto.getvalue()
