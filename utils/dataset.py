@@ -47,18 +47,15 @@ def read(path: str | Path) -> list[dict]:
     Raises:
         Stop: what is wrong, with the file, the line and the mend.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise Stop(f"{path} is a folder. Give the JSONL file in it")
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise Stop(f"{path.name}: only JSONL is read here, one JSON object a line, in a file named *.jsonl. Convert it")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _text(path.read_bytes(), path.name)
     except FileNotFoundError:
         raise Stop(f"There is no file {path}. Give a path from where you are, or an absolute one") from None
-    except IsADirectoryError:
-        raise Stop(f"{path} is a folder. Give the JSONL file in it") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise Stop(f"{path.name}, line {line}: not UTF-8. Save the file as UTF-8") from None
     rows = [_checked(line, f"{path.name}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not rows:
         raise Stop(f"{path.name} has no rows. Write one JSON object a line: {_EXAMPLE}")
@@ -66,6 +63,18 @@ def read(path: str | Path) -> list[dict]:
 
 
 _EXAMPLE = '{"instruction": "...", "input": "", "output": "..."}'
+
+
+def _text(content: bytes, name: str) -> str:
+    """UTF-8 as text. Zero bytes are those of UTF-16, which without its mark can pass as UTF-8."""
+    wrong = content.find(b"\0")
+    try:
+        if wrong < 0:
+            return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    line = content[:wrong].count(b"\n") + 1
+    raise Stop(f"{name}, line {line}: not UTF-8. Save the file as UTF-8")
 
 
 def _checked(line: str, where: str) -> dict:
@@ -80,14 +89,20 @@ def _checked(line: str, where: str) -> dict:
             raise Stop(f"{where}: no {key!r} (it has: {', '.join(row) or 'nothing'}). Name the columns: {_EXAMPLE}")
         if not isinstance(row[key], str) or not row[key].strip():
             raise Stop(f"{where}: {key!r} is {json.dumps(row[key])[:40]}. It must be a text that is not empty")
-    if not isinstance(row.get("input") or "", str):
+    if row.get("input") is None:
+        row["input"] = ""
+    if not isinstance(row["input"], str):
         raise Stop(f"{where}: 'input' is {json.dumps(row['input'])[:40]}. It must be a text, or be left out")
-    return row | {"input": row.get("input") or ""}
+    for key in ("instruction", "input", "output"):
+        if any("\ud800" <= character <= "\udfff" for character in row[key]):
+            raise Stop(f"{where}: {key!r} holds half a character (a lone surrogate). Write that text again")
+    return row
 
 
 def _is_file_name(data: str) -> bool:
-    """A Hub name is owner/name; anything with a suffix, or that exists, is meant as a file."""
-    return Path(data).exists() or Path(data).suffix != "" or Path(data).is_absolute()
+    """What exists, or ends like a file (.csv, but not a version such as -2.5), is a file; the rest is a Hub name."""
+    suffix = Path(data).suffix
+    return Path(data).exists() or suffix[1:2].isalpha() or Path(data).is_absolute() or data.startswith("~")
 
 
 def _from_hub(name: str) -> list[dict]:
@@ -96,7 +111,7 @@ def _from_hub(name: str) -> list[dict]:
     try:
         table = load_dataset(name, split="train")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Stop(f"Data set {name} cannot be had from the Hub ({reason}). Go online, or give a JSONL file") from None
     rows = [_checked(json.dumps(row), f"{name}, row {n}") for n, row in enumerate(table)]
     # mlabonne/mini-platypus carries a template in its instructions; ours is put around the bare text.

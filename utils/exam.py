@@ -56,9 +56,10 @@ def mark(rows: list[dict], answers: list[str]) -> dict[str, dict]:
     marks: dict[str, dict] = {}
     for row, said in zip(rows, answers, strict=True):
         level = marks.setdefault(row.get("level", "all"), {"asked": 0, "exact": 0, "contains": 0})
+        expected = row["output"].strip()  # as the template writes it
         level["asked"] += 1
-        level["exact"] += said == row["output"]
-        level["contains"] += row["output"] in said
+        level["exact"] += said == expected
+        level["contains"] += expected in said
     return marks
 
 

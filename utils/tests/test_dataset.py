@@ -1,0 +1,332 @@
+"""Rows: what is read, what is refused and with which words, how they are split, and what is too long."""
+
+import json
+
+import pytest
+
+from utils import dataset, profile, runtime, template
+
+GOOD = {"instruction": "Name the town.", "input": "Ada", "output": "Ironbeck"}
+ALMANAC = pytest.mark.skipif(not (dataset.ALMANAC / "train.jsonl").is_file(), reason="data/almanac is not there yet")
+
+
+def jsonl(rows, end: str = "\n") -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """A function: what `read` says about a file with this content."""
+
+    def said(content: bytes | str, name: str = "my.jsonl") -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(runtime.Stop) as stopped:
+            dataset.read(path)
+        assert "\n" not in str(stopped.value)
+        return str(stopped.value)
+
+    return said
+
+
+def own(path, rows) -> profile.Profile:
+    path.write_text(jsonl(rows))
+    return profile.Profile("mine", "base", str(path), profile.PROFILES["pocket"].recipe)
+
+
+def numbered(n: int) -> list[dict]:
+    return [{"instruction": f"question {i}", "input": "", "output": str(i)} for i in range(n)]
+
+
+# Reading: files that are right.
+
+
+def test_a_good_file_is_read_row_by_row_in_its_order(tmp_path):
+    (tmp_path / "my.jsonl").write_text(jsonl([GOOD, {**GOOD, "output": "Hazel"}]))
+    assert dataset.read(tmp_path / "my.jsonl") == [GOOD, {**GOOD, "output": "Hazel"}]
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "MY.JSONL", "my.ndjson", "my rows (1).jsonl"])
+def test_the_name_may_be_written_as_people_write_it(tmp_path, name):
+    (tmp_path / name).write_text(jsonl([GOOD]))
+    assert dataset.read(str(tmp_path / name)) == [GOOD]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + jsonl([GOOD]).encode(),  # the byte order mark that Windows editors write
+        jsonl([GOOD], "\r\n").encode(),
+        jsonl([GOOD]).strip().encode(),
+        b"\n\n  \n" + jsonl([GOOD]).encode() + b"\r\n\t\n",
+    ],
+    ids=["byte order mark", "CRLF", "no last line break", "blank lines"],
+)
+def test_what_editors_add_does_not_matter(tmp_path, content):
+    (tmp_path / "my.jsonl").write_bytes(content)
+    assert dataset.read(tmp_path / "my.jsonl") == [GOOD]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_line_separator_inside_a_text_does_not_split_the_row(tmp_path, separator):
+    row = {**GOOD, "output": f"one{separator}two"}
+    raw = json.dumps(row, ensure_ascii=separator < " ")
+    (tmp_path / "my.jsonl").write_text(raw + "\n", encoding="utf-8")
+    assert dataset.read(tmp_path / "my.jsonl") == [row]
+
+
+@pytest.mark.parametrize(
+    "row", [{"instruction": "i", "output": "o"}, {"instruction": "i", "output": "o", "input": None}]
+)
+def test_a_missing_input_is_empty(tmp_path, row):
+    (tmp_path / "my.jsonl").write_text(jsonl([row]))
+    assert dataset.read(tmp_path / "my.jsonl") == [{"instruction": "i", "input": "", "output": "o"}]
+
+
+def test_further_columns_are_kept(tmp_path):
+    (tmp_path / "my.jsonl").write_text(jsonl([{**GOOD, "level": "seen form"}]))
+    assert dataset.read(tmp_path / "my.jsonl")[0]["level"] == "seen form"
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "my.jsonl").write_text(jsonl([GOOD]))
+    assert dataset.read("~/my.jsonl") == [GOOD]
+
+
+# Reading: files that are not.
+
+
+def test_a_missing_file_says_where_it_looked(tmp_path):
+    with pytest.raises(runtime.Stop, match=f"There is no file {tmp_path}/none.jsonl"):
+        dataset.read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.jsonl"])
+def test_a_folder_is_called_a_folder(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(runtime.Stop, match=f"{name} is a folder. Give the JSONL file in it"):
+        dataset.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["my.csv", "my.json", "my.txt", "my"])
+def test_another_format_is_refused_by_its_name(refusal, name):
+    assert refusal(jsonl([GOOD]), name).startswith(f"{name}: only JSONL is read here, one JSON object a line")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_an_empty_file_is_refused(refusal, content):
+    assert refusal(content).startswith("my.jsonl has no rows. Write one JSON object a line: {")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"instruction": "i", "output": "o",}', "not JSON ("),  # trailing comma
+        ("{'instruction': 'i', 'output': 'o'}", "not JSON ("),
+        ('{"instruction": "i"', "not JSON ("),
+        ("instruction,output", "not JSON ("),
+        ('[{"instruction": "i", "output": "o"}]', "a list, not an object"),
+        ('"text"', "a str, not an object"),
+        ("null", "a NoneType, not an object"),
+        ("3", "a int, not an object"),
+        ('{"prompt": "i", "output": "o"}', "no 'instruction' (it has: prompt, output)"),
+        ('{"instruction": "i", "completion": "o"}', "no 'output' (it has: instruction, completion)"),
+        ('{"data": [{"instruction": "i"}]}', "no 'instruction' (it has: data)"),
+        ("{}", "no 'instruction' (it has: nothing)"),
+        ('{"instruction": "i", "output": null}', "'output' is null. It must be a text"),
+        ('{"instruction": "i", "output": 42}', "'output' is 42. It must be a text"),
+        ('{"instruction": "i", "output": NaN}', "'output' is NaN. It must be a text"),
+        ('{"instruction": "i", "output": ""}', "'output' is \"\". It must be a text that is not empty"),
+        ('{"instruction": "i", "output": " \\n"}', "'output' is \" \\n\". It must be a text that is not empty"),
+        ('{"instruction": "", "output": "o"}', "'instruction' is \"\". It must be a text that is not empty"),
+        ('{"instruction": ["i"], "output": "o"}', "'instruction' is [\"i\"]. It must be a text"),
+        ('{"instruction": "i", "input": 5, "output": "o"}', "'input' is 5. It must be a text, or be left out"),
+        ('{"instruction": "i", "input": 0, "output": "o"}', "'input' is 0. It must be a text, or be left out"),
+        ('{"instruction": "i", "input": false, "output": "o"}', "'input' is false. It must be a text"),
+        ('{"instruction": "i", "input": [], "output": "o"}', "'input' is []. It must be a text, or be left out"),
+        ('{"instruction": "i", "output": "o\\ud83d"}', "'output' holds half a character"),
+        ('{"instruction": "\\ude00", "output": "o"}', "'instruction' holds half a character"),
+        ('{"instruction": "i", "input": "\\ud83d", "output": "o"}', "'input' holds half a character"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line_and_reason(refusal, line, reason):
+    said = refusal(jsonl([GOOD]) + "\n" + line + "\n" + jsonl([GOOD]))
+    assert said.startswith(f"my.jsonl, line 3: {reason}")
+
+
+def test_a_long_value_is_shown_in_part(refusal):
+    assert len(refusal(jsonl([{"instruction": "i", "output": [1] * 10_000}]))) < 200
+
+
+def test_a_whole_character_written_as_two_escapes_is_read(tmp_path):
+    (tmp_path / "my.jsonl").write_text('{"instruction": "i", "output": "\\ud83d\\ude00"}')
+    assert dataset.read(tmp_path / "my.jsonl")[0]["output"] == "😀"
+
+
+def test_a_pretty_printed_array_is_refused(refusal):
+    assert refusal(json.dumps([GOOD], indent=2)).startswith("my.jsonl, line 1: not JSON (")
+
+
+def test_latin_1_is_refused_with_its_line(refusal):
+    content = jsonl([GOOD]).encode() + '{"instruction": "Größe?", "output": "o"}\n'.encode("latin-1")
+    assert refusal(content) == "my.jsonl, line 2: not UTF-8. Save the file as UTF-8"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_and_32_are_refused_as_not_utf_8(refusal, encoding):
+    assert refusal(jsonl([GOOD]).encode(encoding)) == "my.jsonl, line 1: not UTF-8. Save the file as UTF-8"
+
+
+# Loading: split, and never silently from elsewhere.
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(2, 1), (4, 1), (10, 1), (15, 2), (100, 10), (1001, 100)])
+def test_own_data_are_split_90_to_10(tmp_path, rows, held_out):
+    data = dataset.load(own(tmp_path / "my.jsonl", numbered(rows)))
+    assert (len(data.train), len(data.held_out), data.exam) == (rows - held_out, held_out, [])
+
+
+def test_nothing_is_lost_and_nothing_is_on_both_sides(tmp_path):
+    rows = numbered(57)
+    data = dataset.load(own(tmp_path / "my.jsonl", rows))
+    assert sorted(data.train + data.held_out, key=lambda row: int(row["output"])) == rows
+
+
+def test_the_split_is_the_same_every_time(tmp_path):
+    one, two = (dataset.load(own(tmp_path / name, numbered(40))) for name in ("one.jsonl", "two.jsonl"))
+    assert one == two
+
+
+def test_the_held_out_rows_come_from_all_over_the_file(tmp_path):
+    held_out = [int(row["output"]) for row in dataset.load(own(tmp_path / "my.jsonl", numbered(200))).held_out]
+    assert min(held_out) < 50 and max(held_out) >= 150
+
+
+def test_one_row_is_too_few(tmp_path):
+    with pytest.raises(runtime.Stop, match="has one row: one to train on and one to test with"):
+        dataset.load(own(tmp_path / "my.jsonl", numbered(1)))
+
+
+@ALMANAC
+def test_the_almanac_comes_split_with_its_exam():
+    data = dataset.load(profile.pick("pocket"))
+    assert len(data.exam) >= 500
+    people = [{row["person"] for row in part} for part in (data.train, data.held_out, data.exam)]
+    assert not people[0] & people[2]
+
+
+def test_the_almanacs_training_file_stands_for_its_three_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "ALMANAC", tmp_path)
+    mine = own(tmp_path / "train.jsonl", numbered(5))
+    own(tmp_path / "validation.jsonl", numbered(2))
+    own(tmp_path / "test.jsonl", numbered(3))
+    assert dataset.load(mine) == dataset.Data(numbered(5), numbered(2), numbered(3))
+
+
+# The Hub.
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A function that makes `datasets.load_dataset` return rows, or raise."""
+    import datasets
+
+    asked = []
+
+    def holds(answer):
+        def load_dataset(name, split):
+            asked.append((name, split))
+            if isinstance(answer, Exception):
+                raise answer
+            return datasets.Dataset.from_list(answer)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return holds
+
+
+def from_hub(name: str = "owner/rows") -> dataset.Data:
+    return dataset.load(profile.Profile("mine", "base", name, profile.PROFILES["pocket"].recipe))
+
+
+def test_a_hub_name_without_network_is_one_line_that_says_the_mend():
+    with pytest.raises(runtime.Stop, match=r"^Data set owner/rows cannot be had from the Hub \(.+\). Go online, or"):
+        from_hub()
+
+
+@pytest.mark.parametrize("error", [ConnectionError(), ValueError(""), FileNotFoundError("two\nlines")])
+def test_a_hub_error_of_any_kind_is_one_line(hub, error):
+    hub(error)
+    with pytest.raises(runtime.Stop, match=r"^Data set owner/rows cannot be had from the Hub \([^\n]+\). Go online"):
+        from_hub()
+
+
+@pytest.mark.parametrize("name", ["owner/rows", "rows", "owner/OpenRows-2.5", "owner/rows-v1.0"])
+def test_a_hub_name_is_asked_of_the_hub(hub, name):
+    asked = hub(numbered(10))
+    assert len(from_hub(name).train) == 9
+    assert asked == [(name, "train")]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "owner/rows.jsonl", "rows.csv", "~/rows", "/rows"])
+def test_a_file_name_is_never_asked_of_the_hub(hub, name):
+    asked = hub(numbered(10))
+    with pytest.raises(runtime.Stop, match="rows"):
+        from_hub(name)
+    assert asked == []
+
+
+def test_a_hub_row_without_the_columns_names_the_row(hub):
+    hub([{"prompt": "p", "output": "o"}])
+    with pytest.raises(runtime.Stop, match=r"^owner/rows, row 0: no 'instruction' \(it has: prompt, output\)"):
+        from_hub()
+
+
+def test_the_template_that_mini_platypus_carries_is_taken_off(hub):
+    wrapped = [
+        {"instruction": f"### Instruction:\nWhat is {i}?\n\n### Response:\n", "output": str(i)} for i in range(2)
+    ]
+    hub(wrapped)
+    data = from_hub("mlabonne/mini-platypus")
+    assert sorted(row["instruction"] for row in data.train + data.held_out) == ["What is 0?", "What is 1?"]
+    assert template.prompt(data.train[0]).count("### Instruction:") == 1
+
+
+def test_a_bare_instruction_stays_as_it_is(hub):
+    hub([{"instruction": f"Explain '### Response:' to {i}.", "output": "o"} for i in range(2)])
+    data = from_hub()
+    said = sorted(row["instruction"] for row in data.train + data.held_out)
+    assert said == ["Explain '### Response:' to 0.", "Explain '### Response:' to 1."]
+
+
+# Encoding.
+
+
+@pytest.fixture
+def three(tokenizer):
+    """Three rows, the second the longest, and the length of each in tokens."""
+    rows = [{**GOOD, "output": "x" * n} for n in (3, 30, 10)]
+    return rows, [len(template.encode(tokenizer, row)["input_ids"]) for row in rows]
+
+
+def test_rows_are_encoded_by_the_template(tokenizer, three):
+    rows, lengths = three
+    encoded, too_long = dataset.encode(tokenizer, rows, max(lengths))
+    assert [dict(row) for row in encoded] == [template.encode(tokenizer, row) for row in rows]
+    assert too_long == []
+
+
+def test_a_row_that_is_too_long_is_left_out_whole_and_given_back(tokenizer, three):
+    rows, lengths = three
+    encoded, too_long = dataset.encode(tokenizer, rows, max(lengths) - 1)
+    assert too_long == [rows[1]]
+    assert encoded["input_ids"] == [template.encode(tokenizer, row)["input_ids"] for row in (rows[0], rows[2])]
+
+
+def test_all_rows_too_long_says_so(tokenizer, three):
+    rows, _ = three
+    with pytest.raises(runtime.Stop, match="All 3 rows are longer than 5 tokens. Shorten them, or raise max_length"):
+        dataset.encode(tokenizer, rows, 5)
