@@ -41,7 +41,6 @@ def arguments(recipe: Recipe, rows: int, folder: str):
         use_cpu=not torch.cuda.is_available(),
         max_length=recipe.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},  # rows are encoded by utils.dataset, labels and all
-        train_sampling_strategy="group_by_length",  # rows of one length together: little padding
         logging_steps=max(1, steps // 40),
         logging_nan_inf_filter=False,  # a non-finite loss must be seen, not averaged away
         save_strategy="no",
