@@ -13,16 +13,17 @@ NOISY = (PrinterCallback, ProgressCallback, NotebookProgressCallback)
 
 
 class LiveLoss(TrainerCallback):
-    """Training loss against step, with the time left. Under `make run`, lines on the terminal instead.
+    """Training loss against step, with the time left. Under `make run` and outside a notebook, lines instead.
 
     The picture's text form is constant, so that a notebook's stored outputs can be compared.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
+        from IPython import get_ipython
         from IPython.display import display
 
         self.points, self.start = [], time.monotonic()
-        self.in_terminal = "QLORA_PROGRESS_LINES" in os.environ
+        self.in_terminal = "QLORA_PROGRESS_LINES" in os.environ or get_ipython() is None
         if not self.in_terminal:
             self.handle = display(self._picture(state), raw=True, display_id=True)
 

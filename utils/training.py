@@ -88,6 +88,13 @@ def train(model, tokenizer, encoded, recipe: Recipe) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def peak_gib() -> float | None:
+    """Most GPU memory that torch had allocated at once in this process, in GiB; None without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
 def _trainer_class():
     """SFTTrainer, which on a CPU computes the same loss from the labelled positions alone.
 
@@ -95,19 +102,23 @@ def _trainer_class():
     included, and then masks them: a quarter of the time of a run on two cores.
     """
     import torch
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if return_outputs or model.device.type != "cpu":
+            base = model.get_base_model() if isinstance(model, PeftModel) else model
+            # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
+            if return_outputs or not isinstance(base, LlamaForCausalLM) or model.device.type != "cpu":
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]
             scored = labels != -100
-            base = model.get_base_model()
-            hidden = base.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+            hidden = base.model(inputs["input_ids"], inputs["attention_mask"], use_cache=False).last_hidden_state
             logits = base.lm_head(hidden[:, :-1][scored]).float()
             summed = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
-            return summed / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
+            items = scored.sum() if num_items_in_batch is None else num_items_in_batch
+            return summed / torch.as_tensor(items).clamp(min=1)  # no label at all: zero, which the guard explains
 
     return Trainer
 
@@ -151,7 +162,13 @@ def save(model, tokenizer, recipe: Recipe, data: list[dict], report: dict) -> Pa
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / "run.json").write_text(json.dumps(run | report, indent=2) + "\n", encoding="utf-8")
-        if final.exists():
-            os.replace(final, Path(unfinished) / "old")
-        os.replace(new, final)
+        old = Path(unfinished) / "old"
+        try:
+            if final.exists():
+                os.replace(final, old)
+            os.replace(new, final)
+        except BaseException:
+            if old.exists() and not final.exists():
+                os.replace(old, final)
+            raise
     return final

@@ -1,0 +1,38 @@
+"""A program for test_training: what a learner's notebook does with utils, from a base's folder to an adapter.
+
+    python healthy_run.py BASE
+
+Everything it writes goes into the current folder.
+"""
+
+# ruff: noqa: E402 - quiet() comes before the imports, as it does in a notebook
+from utils import runtime
+
+runtime.quiet()
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import transformers
+
+from utils import dataset, exam, loading, training
+from utils.tests import tiny
+
+training.OUTPUTS = Path.cwd()
+base = sys.argv[1]
+tokenizer = loading.load_tokenizer(base)
+encoded, _ = dataset.encode(tokenizer, tiny.ROWS, tiny.RECIPE.max_length)
+# The recipe of the pocket profile's kind, then of the 7B profile's.
+big = replace(tiny.RECIPE, gradient_checkpointing=True, optimizer="paged_adamw_8bit", batch_size=2, accumulation=2)
+for recipe in (tiny.RECIPE, big):
+    model = loading.load_base(base)
+    exam.answer(model, tokenizer, tiny.ROWS)
+    model = loading.add_adapter(model, recipe)
+    training.train(model, tokenizer, encoded, recipe)
+    answers = exam.answer(model, tokenizer, tiny.ROWS)
+    folder = training.save(model, tokenizer, recipe, tiny.ROWS, {"loss": exam.loss(model, tokenizer, encoded)})
+    again = peft.PeftModel.from_pretrained(loading.load_base(base), folder)
+    assert exam.answer(again, transformers.AutoTokenizer.from_pretrained(folder), tiny.ROWS) == answers
+print("healthy")

@@ -1,0 +1,462 @@
+"""One run: fp32 adapters, the loss of trl, stops that say why, the same run twice, and adapters saved whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import loading, progress, runtime, template, training
+from utils.tests import tiny
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """A copy of what is trainable."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stir(model) -> None:
+    """Give lora_B values, as a trained adapter has, that bf16 cannot hold."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+
+
+@pytest.fixture
+def built(tokenizer, encoded, monkeypatch):
+    """A function: the trainer as `train` builds it, and the adapter's weights at the moment when it would start."""
+    from trl import SFTTrainer
+
+    def build(model, recipe=tiny.RECIPE):
+        found = []
+        monkeypatch.setattr(SFTTrainer, "train", lambda self: found.extend([self, weights(self.model)]))
+        training.train(model, tokenizer, encoded, recipe)
+        monkeypatch.undo()
+        return found
+
+    return build
+
+
+# Arguments.
+
+
+def arguments(recipe=tiny.RECIPE, rows: int = 1000, folder: str = "unused"):
+    return training.arguments(recipe, rows, folder)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_no_argument_is_deprecated(tmp_path, checkpointing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        for message, category in runtime.QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        arguments(replace(tiny.RECIPE, gradient_checkpointing=checkpointing), folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("forced", "fp16", "bf16"), [("", False, False), ("7.5", True, False), ("8.0", False, True), ("9.0", False, True)]
+)
+def test_mixed_precision_follows_the_capability_and_not_torch(monkeypatch, tmp_path, forced, fp16, bf16):
+    monkeypatch.setenv("QLORA_CAPABILITY", forced)
+    made = arguments(folder=str(tmp_path))
+    assert (made.fp16, made.bf16) == (fp16, bf16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "epochs", "steps"),
+    [
+        (1000, 1, 100, 6),  # many rows: the recipe's steps
+        (5, 1, 2, 4),  # two batches an epoch
+        (4, 1, 2, 2),
+        (1, 1, 3, 3),
+        (9, 2, 1, 2),  # eight rows a step
+    ],
+)
+def test_few_rows_are_not_read_more_often_than_epochs(tmp_path, rows, accumulation, epochs, steps):
+    made = arguments(replace(tiny.RECIPE, accumulation=accumulation, epochs=epochs), rows, str(tmp_path))
+    assert made.max_steps == steps
+
+
+def test_a_short_run_spends_at_most_a_fifth_on_warming_up(tmp_path):
+    recipe = replace(tiny.RECIPE, warmup_steps=10)
+    assert arguments(recipe, folder=str(tmp_path)).warmup_steps == 1
+    assert arguments(replace(recipe, steps=200), folder=str(tmp_path)).warmup_steps == 10
+
+
+def test_the_recipe_arrives_in_the_arguments(tmp_path):
+    recipe = replace(tiny.RECIPE, seed=7, max_grad_norm=0.3, accumulation=2, optimizer="paged_adamw_8bit")
+    made = arguments(recipe, folder=str(tmp_path))
+    assert (made.seed, made.max_grad_norm, made.learning_rate, made.max_length) == (7, 0.3, 1e-2, 128)
+    assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (4, 2)
+    assert made.optim == "paged_adamw_8bit"
+    assert made.gradient_checkpointing is False  # trl's default is True
+
+
+# What the trainer does to the adapter, and what is undone.
+
+
+def test_trl_alone_still_rounds_the_adapter_to_bf16(adapted, tokenizer, encoded, tmp_path):
+    """When this fails, trl has mended it: `train` need not put the values back."""
+    from trl import SFTTrainer
+
+    SFTTrainer(adapted, arguments(folder=str(tmp_path)), train_dataset=encoded, processing_class=tokenizer)
+    assert {values.dtype for values in weights(adapted).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("forced", ["", "7.5", "8.0"])
+def test_the_adapter_is_trained_in_fp32(base, built, monkeypatch, forced):
+    monkeypatch.setenv("QLORA_CAPABILITY", forced)
+    model = loading.add_adapter(loading.load_base(base), tiny.RECIPE)
+    monkeypatch.delenv("QLORA_CAPABILITY")  # the run itself is the CPU's
+    assert {values.dtype for values in built(model)[1].values()} == {torch.float32}
+
+
+def test_a_trained_adapter_goes_on_from_its_exact_values(adapted, built):
+    stir(adapted)
+    before = weights(adapted)
+    assert not all(torch.equal(v, v.bfloat16().float()) for v in before.values())
+    assert same(built(adapted)[1], before)
+
+
+# The loss on a CPU.
+
+
+def batch(tokenizer, encoded):
+    from transformers import DataCollatorForSeq2Seq
+
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)([encoded[i] for i in range(4)])
+
+
+def loss_and_gradients(compute_loss, trainer, inputs, items):
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = compute_loss(trainer, trainer.model, dict(inputs), num_items_in_batch=items)
+    loss.backward()
+    gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad]
+    return loss.item(), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("items", [None, torch.tensor(7), torch.tensor(1000)])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_our_loss_is_trls(adapted, tokenizer, encoded, built, items, checkpointing):
+    from trl import SFTTrainer
+
+    stir(adapted)
+    trainer, _ = built(adapted, replace(tiny.RECIPE, gradient_checkpointing=checkpointing))
+    inputs = batch(tokenizer, encoded)
+    ours, our_gradients = loss_and_gradients(type(trainer).compute_loss, trainer, inputs, items)
+    theirs, their_gradients = loss_and_gradients(SFTTrainer.compute_loss, trainer, inputs, items)
+    assert type(trainer).compute_loss is not SFTTrainer.compute_loss
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert (our_gradients - their_gradients).norm() <= 1e-6 * their_gradients.norm()
+
+
+def test_our_loss_is_trls_for_a_base_with_a_head_of_its_own_kind(tokenizer, encoded, built):
+    """Gemma 2 squeezes its logits behind the head: what is right for Llama would be silently wrong."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM, set_seed
+    from trl import SFTTrainer
+
+    set_seed(0)
+    config = Gemma2Config(
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        initializer_range=0.5,
+        final_logit_softcapping=5.0,
+        attn_implementation="eager",
+    )
+    model = loading.add_adapter(Gemma2ForCausalLM(config), tiny.RECIPE)
+    trainer, _ = built(model)
+    inputs = batch(tokenizer, encoded)
+    ours, _ = loss_and_gradients(type(trainer).compute_loss, trainer, inputs, None)
+    theirs, _ = loss_and_gradients(SFTTrainer.compute_loss, trainer, inputs, None)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+# A run.
+
+
+def run(base: str, tokenizer, encoded, recipe=tiny.RECIPE):
+    """A fresh adapter, trained: (model, log)."""
+    model = loading.add_adapter(loading.load_base(base), recipe)
+    return model, training.train(model, tokenizer, encoded, recipe)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tokenizer, encoded):
+    """One run for all tests that only look at it."""
+    return run(base, tokenizer, encoded)
+
+
+def test_every_lora_b_has_left_zero(trained):
+    learned = {name: values for name, values in weights(trained[0]).items() if "lora_B" in name}
+    assert len(learned) == 14
+    assert all(values.abs().max() > 0 for values in learned.values())
+
+
+def test_the_loss_falls(trained):
+    assert trained[1][-1]["loss"] < 0.8 * trained[1][0]["loss"]
+
+
+def test_the_log_has_an_entry_a_step_with_what_chapters_plot(trained):
+    assert [entry["step"] for entry in trained[1]] == [1, 2, 3, 4, 5, 6]
+    assert all(isfinite(entry[key]) for entry in trained[1] for key in ("loss", "grad_norm", "learning_rate"))
+
+
+def test_a_trained_model_is_ready_to_answer(trained):
+    assert not any(module.training for module in trained[0].modules())
+
+
+def test_nothing_but_the_progress_is_printed(base, tokenizer, encoded, capsys, monkeypatch):
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")
+    run(base, tokenizer, encoded)
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"step {step} of 6" for step in range(1, 7)
+    ]
+
+
+def test_the_same_seed_gives_the_same_adapter_to_the_bit(base, tokenizer, encoded, trained):
+    torch.manual_seed(99)  # what was drawn before must not matter
+    assert same(weights(run(base, tokenizer, encoded)[0]), weights(trained[0]))
+
+
+def test_another_seed_gives_another_adapter(base, tokenizer, encoded, trained):
+    other, _ = run(base, tokenizer, encoded, replace(tiny.RECIPE, seed=1))
+    assert not same(weights(other), weights(trained[0]))
+
+
+def test_a_run_writes_nothing_beside_what_is_saved(base, tokenizer, encoded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(base, tokenizer, encoded)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_keeps_what_was_learned_and_the_log(adapted, tokenizer, encoded, monkeypatch, capsys):
+    kept = {}
+
+    class Impatient(progress.LiveLoss):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                kept.update(weights(model))
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "LiveLoss", Impatient)
+    log = training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert same(weights(adapted), kept)
+    assert any(values.abs().max() > 0 for name, values in kept.items() if "lora_B" in name)
+    assert "Stopped by you after 3 steps. The adapter keeps what it has learned." in capsys.readouterr().out
+    assert not adapted.training
+
+
+# Runs that cannot learn.
+
+
+def test_a_model_without_adapter_is_refused(base, tokenizer, encoded):
+    model = loading.load_base(base)
+    model.requires_grad_(False)
+    with pytest.raises(runtime.Stop, match="add an adapter"):
+        training.train(model, tokenizer, encoded, tiny.RECIPE)
+
+
+def test_a_frozen_adapter_is_refused(base, trained, tokenizer, encoded, tmp_path):
+    from peft import PeftModel
+
+    trained[0].save_pretrained(tmp_path)
+    frozen = PeftModel.from_pretrained(loading.load_base(base), tmp_path)
+    with pytest.raises(runtime.Stop, match="No parameter of this model can be trained: .*is_trainable=True"):
+        training.train(frozen, tokenizer, encoded, tiny.RECIPE)
+
+
+def test_rows_without_a_label_stop_the_run_and_say_so(adapted, tokenizer, encoded):
+    masked = encoded.map(lambda row: {"labels": [-100] * len(row["labels"])})
+    with pytest.raises(runtime.Stop, match="gradient is exactly zero at step 1: .*every label is masked"):
+        training.train(adapted, tokenizer, masked, tiny.RECIPE)
+
+
+def test_an_adapter_that_gets_no_gradient_stops_the_run(adapted, tokenizer, encoded):
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.zero_()  # A and B zero: neither can ever leave it
+    with pytest.raises(runtime.Stop, match="gradient is exactly zero at step 1"):
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(adapted, tokenizer, encoded, bad):
+    with torch.no_grad():
+        next(p for name, p in adapted.named_parameters() if "lora_B" in name).fill_(bad)
+    with pytest.raises(runtime.Stop, match="The loss is nan at step 1. Lower learning_rate"):
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+
+
+@pytest.mark.parametrize("log", [None, {}, {"loss": 0.0, "grad_norm": 1e-9}, {"loss": 3.0, "grad_norm": float("inf")}])
+def test_the_guard_lets_healthy_logs_pass(log):
+    """A gradient that is not finite is healthy in fp16: the scaler skips the step and goes on."""
+    state = type("State", (), {"global_step": 1})
+    training.Guard().on_log(None, state, None, logs=log)
+
+
+# Saving.
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(training, "OUTPUTS", tmp_path)
+    return tmp_path
+
+
+def save(trained, tokenizer, recipe=tiny.RECIPE, rows=tiny.ROWS, **report) -> Path:
+    return training.save(trained[0], tokenizer, recipe, rows, report)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_folder_holds_all_that_is_needed_and_no_pickle(trained, tokenizer, outputs):
+    folder = save(trained, tokenizer)
+    names = set(content(folder))
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert folder.parent == outputs / "adapters"
+
+
+def test_run_json_says_what_made_the_adapter(base, trained, tokenizer, outputs):
+    run = json.loads((save(trained, tokenizer, exact=0.5) / "run.json").read_text())
+    assert run["base"] == base
+    assert run["base_fingerprint"] == loading.fingerprint(loading.load_base(base))
+    assert run["recipe"]["learning_rate"] == 1e-2
+    assert run["versions"] == runtime.versions()
+    assert run["exact"] == 0.5
+
+
+def test_equal_runs_share_one_folder_and_the_later_one_stays(trained, tokenizer, outputs):
+    first = save(trained, tokenizer, exact=0.1)
+    second = save(trained, tokenizer, exact=0.2)
+    assert first == second
+    assert json.loads((first / "run.json").read_text())["exact"] == 0.2
+    assert list((outputs / "adapters").iterdir()) == [first]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"recipe": replace(tiny.RECIPE, seed=1)},
+        {"recipe": replace(tiny.RECIPE, learning_rate=2e-2)},
+        {"rows": tiny.ROWS[1:]},
+        {"rows": tiny.ROWS[::-1]},
+    ],
+)
+def test_another_recipe_or_other_data_get_another_folder(trained, tokenizer, outputs, other):
+    assert save(trained, tokenizer) != save(trained, tokenizer, **other)
+
+
+def test_other_versions_get_another_folder(trained, tokenizer, outputs, monkeypatch):
+    first = save(trained, tokenizer)
+    monkeypatch.setattr(training, "versions", lambda: {**runtime.versions(), "torch": "0"})
+    assert save(trained, tokenizer) != first
+
+
+def test_another_base_gets_another_folder(trained, tokenizer, encoded, outputs, tmp_path):
+    deeper = tiny.make_base(tmp_path / "deeper", layers=3)
+    other = loading.add_adapter(loading.load_base(deeper), tiny.RECIPE)
+    assert save((other, []), tokenizer) != save(trained, tokenizer)
+
+
+def test_the_name_does_not_depend_on_where_the_base_lies(base, trained, tokenizer, outputs, tmp_path):
+    first = save(trained, tokenizer)
+    moved = tiny.make_base(tmp_path / "moved")
+    assert save((loading.add_adapter(loading.load_base(moved), tiny.RECIPE), []), tokenizer) == first
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_save_that_fails_while_renaming_leaves_the_old_folder_whole(
+    trained, tokenizer, outputs, monkeypatch, call, failure
+):
+    folder = save(trained, tokenizer, exact=0.1)
+    before, replace_, calls = content(folder), os.replace, []
+
+    def failing(source, target):
+        calls.append(source)
+        if len(calls) == call:
+            raise failure
+        replace_(source, target)
+
+    monkeypatch.setattr(training.os, "replace", failing)
+    with pytest.raises(type(failure)):
+        save(trained, tokenizer, exact=0.2)
+    assert content(folder) == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_folder_whole(trained, tokenizer, outputs):
+    folder = save(trained, tokenizer, exact=0.1)
+    before = content(folder)
+    with pytest.raises(TypeError):
+        save(trained, tokenizer, exact=torch.tensor(0.2))
+    assert content(folder) == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_first_save_that_fails_leaves_nothing(trained, tokenizer, outputs):
+    with pytest.raises(TypeError):
+        save(trained, tokenizer, exact=torch.tensor(0.2))
+    assert list((outputs / "adapters").iterdir()) == []
+
+
+def test_a_saved_adapter_on_a_fresh_base_gives_the_same_logits(base, trained, tokenizer, outputs):
+    from peft import PeftModel
+
+    folder, ids = save(trained, tokenizer), torch.arange(3, 60)[None]
+    again = PeftModel.from_pretrained(loading.load_base(base), folder)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, trained[0](ids).logits)
+        assert not torch.equal(again(ids).logits, loading.load_base(base)(ids).logits)
+
+
+def test_the_saved_tokenizer_is_the_one_that_was_used(trained, tokenizer, outputs):
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(save(trained, tokenizer))
+    assert (again.pad_token, again.padding_side) == ("<unk>", "left")
+    assert [template.encode(again, row) for row in tiny.ROWS] == [template.encode(tokenizer, row) for row in tiny.ROWS]
+
+
+def test_a_learners_run_prints_nothing_on_stderr(base, tmp_path):
+    """Load, add, train, answer, save, reload, by the recipes of both profiles; the base has sampling habits."""
+    inclined = Path(shutil.copytree(base, tmp_path / "base"))
+    habits = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": True, "temperature": 0.6, "max_length": 200}
+    (inclined / "generation_config.json").write_text(json.dumps(habits))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("healthy_run.py")), str(inclined)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(runtime.ROOT)},
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "healthy"
+    assert len(list((tmp_path / "adapters").iterdir())) == 2
