@@ -1,19 +1,13 @@
 """One QLoRA run through trl's SFTTrainer, with the guards that a T4 and a CPU need."""
 
-import hashlib
-import json
-import os
 import tempfile
-from dataclasses import asdict
 from math import ceil, isfinite
-from pathlib import Path
 
 from transformers import TrainerCallback
 
 from utils import progress
-from utils.loading import fingerprint
 from utils.profile import Recipe, capability, compute_dtype
-from utils.runtime import OUTPUTS, Stop, versions
+from utils.runtime import Stop
 
 
 def arguments(recipe: Recipe, rows: int, folder: str):
@@ -51,10 +45,11 @@ def arguments(recipe: Recipe, rows: int, folder: str):
     )
 
 
-def train(model, tokenizer, encoded, recipe: Recipe) -> list[dict]:
-    """Train the adapter of `model` in place on encoded rows; a live picture shows the loss.
+def train(model, tokenizer, encoded, recipe: Recipe, live: bool = True) -> list[dict]:
+    """Train the adapter of `model` in place on encoded rows; a live picture shows the loss unless `live` is False.
 
-    An interrupt (the stop button) ends the training early and keeps what has been learned.
+    An interrupt (the stop button) ends the training early and keeps what has been learned. `model.trained_steps`
+    counts the steps that the adapter has had, over all calls.
 
     Returns:
         the log: a list of dicts with step, loss, grad_norm, learning_rate.
@@ -66,13 +61,12 @@ def train(model, tokenizer, encoded, recipe: Recipe) -> list[dict]:
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     with tempfile.TemporaryDirectory() as folder:
-        live = progress.LiveLoss()
         trainer = _trainer_class()(
             model=model,
             args=arguments(recipe, len(encoded), folder),
             train_dataset=encoded,
             processing_class=tokenizer,
-            callbacks=[Guard(), live],
+            callbacks=[Guard(), progress.LiveLoss()] if live else [Guard()],
         )
         for callback in progress.NOISY:
             trainer.remove_callback(callback)
@@ -84,6 +78,7 @@ def train(model, tokenizer, encoded, recipe: Recipe) -> list[dict]:
             trainer.train()
         except KeyboardInterrupt:
             print(f"Stopped by you after {trainer.state.global_step} steps. The adapter keeps what it has learned.")
+    model.trained_steps = getattr(model, "trained_steps", 0) + trainer.state.global_step
     model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -138,37 +133,3 @@ class Guard(TrainerCallback):
                 f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is "
                 "masked. Load an adapter with is_trainable=True, and check that rows have an output"
             )
-
-
-def save(model, tokenizer, recipe: Recipe, data: list[dict], report: dict) -> Path:
-    """Save the adapter under outputs/adapters/<what made it>, whole or not at all.
-
-    The folder holds the adapter (safetensors and its config), the tokenizer, and run.json: base, recipe, versions
-    and `report`. Its name is a hash of base, data, recipe and versions, so that equal runs share one folder.
-    """
-    run = {
-        "base": model.get_base_model().config._name_or_path,
-        "base_fingerprint": fingerprint(model.get_base_model()),
-        "data": hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12],
-        "recipe": asdict(recipe),
-        "versions": versions(),
-    }
-    made_by = {k: v for k, v in run.items() if k != "base"}
-    name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-    final = OUTPUTS / "adapters" / name
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent) as unfinished:
-        new = Path(unfinished) / name
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        (new / "run.json").write_text(json.dumps(run | report, indent=2) + "\n", encoding="utf-8")
-        old = Path(unfinished) / "old"
-        try:
-            if final.exists():
-                os.replace(final, old)
-            os.replace(new, final)
-        except BaseException:
-            if old.exists() and not final.exists():
-                os.replace(old, final)
-            raise
-    return final

@@ -1,4 +1,4 @@
-"""A program for test_training: what a learner's notebook does with utils, from a base's folder to an adapter.
+"""A program for test_adapter: what a learner's notebook does with utils, from a base's folder to an adapter.
 
     python healthy_run.py BASE
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import peft
 import transformers
 
-from utils import dataset, exam, loading, training
+from utils import adapter, dataset, exam, loading, training
 from utils.tests import tiny
 
-training.OUTPUTS = Path.cwd()
+adapter.OUTPUTS = Path.cwd()
 base = sys.argv[1]
 tokenizer = loading.load_tokenizer(base)
 encoded, _ = dataset.encode(tokenizer, tiny.ROWS, tiny.RECIPE.max_length)
@@ -32,7 +32,7 @@ for recipe in (tiny.RECIPE, big):
     model = loading.add_adapter(model, recipe)
     training.train(model, tokenizer, encoded, recipe)
     answers = exam.answer(model, tokenizer, tiny.ROWS)
-    folder = training.save(model, tokenizer, recipe, tiny.ROWS, {"loss": exam.loss(model, tokenizer, encoded)})
+    folder = adapter.save(model, tokenizer, recipe, tiny.ROWS, {"loss": exam.loss(model, tokenizer, encoded)})
     again = peft.PeftModel.from_pretrained(loading.load_base(base), folder)
     assert exam.answer(again, transformers.AutoTokenizer.from_pretrained(folder), tiny.ROWS) == answers
 print("healthy")

@@ -1,19 +1,13 @@
 """One run: fp32 adapters, the loss of trl, stops that say why, the same run twice, and adapters saved whole."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 
 import pytest
 import torch
 
-from utils import loading, progress, runtime, template, training
+from utils import loading, progress, runtime, training
 from utils.tests import tiny
 
 
@@ -314,149 +308,3 @@ def test_the_guard_lets_healthy_logs_pass(log):
     """A gradient that is not finite is healthy in fp16: the scaler skips the step and goes on."""
     state = type("State", (), {"global_step": 1})
     training.Guard().on_log(None, state, None, logs=log)
-
-
-# Saving.
-
-
-@pytest.fixture
-def outputs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(training, "OUTPUTS", tmp_path)
-    return tmp_path
-
-
-def save(trained, tokenizer, recipe=tiny.RECIPE, rows=tiny.ROWS, **report) -> Path:
-    return training.save(trained[0], tokenizer, recipe, rows, report)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_the_folder_holds_all_that_is_needed_and_no_pickle(trained, tokenizer, outputs):
-    folder = save(trained, tokenizer)
-    names = set(content(folder))
-    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run.json"} <= names
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
-    assert folder.parent == outputs / "adapters"
-
-
-def test_run_json_says_what_made_the_adapter(base, trained, tokenizer, outputs):
-    run = json.loads((save(trained, tokenizer, exact=0.5) / "run.json").read_text())
-    assert run["base"] == base
-    assert run["base_fingerprint"] == loading.fingerprint(loading.load_base(base))
-    assert run["recipe"]["learning_rate"] == 1e-2
-    assert run["versions"] == runtime.versions()
-    assert run["exact"] == 0.5
-
-
-def test_equal_runs_share_one_folder_and_the_later_one_stays(trained, tokenizer, outputs):
-    first = save(trained, tokenizer, exact=0.1)
-    second = save(trained, tokenizer, exact=0.2)
-    assert first == second
-    assert json.loads((first / "run.json").read_text())["exact"] == 0.2
-    assert list((outputs / "adapters").iterdir()) == [first]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"recipe": replace(tiny.RECIPE, seed=1)},
-        {"recipe": replace(tiny.RECIPE, learning_rate=2e-2)},
-        {"rows": tiny.ROWS[1:]},
-        {"rows": tiny.ROWS[::-1]},
-    ],
-)
-def test_another_recipe_or_other_data_get_another_folder(trained, tokenizer, outputs, other):
-    assert save(trained, tokenizer) != save(trained, tokenizer, **other)
-
-
-def test_other_versions_get_another_folder(trained, tokenizer, outputs, monkeypatch):
-    first = save(trained, tokenizer)
-    monkeypatch.setattr(training, "versions", lambda: {**runtime.versions(), "torch": "0"})
-    assert save(trained, tokenizer) != first
-
-
-def test_another_base_gets_another_folder(trained, tokenizer, encoded, outputs, tmp_path):
-    deeper = tiny.make_base(tmp_path / "deeper", layers=3)
-    other = loading.add_adapter(loading.load_base(deeper), tiny.RECIPE)
-    assert save((other, []), tokenizer) != save(trained, tokenizer)
-
-
-def test_the_name_does_not_depend_on_where_the_base_lies(base, trained, tokenizer, outputs, tmp_path):
-    first = save(trained, tokenizer)
-    moved = tiny.make_base(tmp_path / "moved")
-    assert save((loading.add_adapter(loading.load_base(moved), tiny.RECIPE), []), tokenizer) == first
-
-
-@pytest.mark.parametrize("call", [1, 2])
-@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_save_that_fails_while_renaming_leaves_the_old_folder_whole(
-    trained, tokenizer, outputs, monkeypatch, call, failure
-):
-    folder = save(trained, tokenizer, exact=0.1)
-    before, replace_, calls = content(folder), os.replace, []
-
-    def failing(source, target):
-        calls.append(source)
-        if len(calls) == call:
-            raise failure
-        replace_(source, target)
-
-    monkeypatch.setattr(training.os, "replace", failing)
-    with pytest.raises(type(failure)):
-        save(trained, tokenizer, exact=0.2)
-    assert content(folder) == before
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_a_report_that_cannot_be_written_leaves_the_old_folder_whole(trained, tokenizer, outputs):
-    folder = save(trained, tokenizer, exact=0.1)
-    before = content(folder)
-    with pytest.raises(TypeError):
-        save(trained, tokenizer, exact=torch.tensor(0.2))
-    assert content(folder) == before
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_a_first_save_that_fails_leaves_nothing(trained, tokenizer, outputs):
-    with pytest.raises(TypeError):
-        save(trained, tokenizer, exact=torch.tensor(0.2))
-    assert list((outputs / "adapters").iterdir()) == []
-
-
-def test_a_saved_adapter_on_a_fresh_base_gives_the_same_logits(base, trained, tokenizer, outputs):
-    from peft import PeftModel
-
-    folder, ids = save(trained, tokenizer), torch.arange(3, 60)[None]
-    again = PeftModel.from_pretrained(loading.load_base(base), folder)
-    with torch.no_grad():
-        assert torch.equal(again(ids).logits, trained[0](ids).logits)
-        assert not torch.equal(again(ids).logits, loading.load_base(base)(ids).logits)
-
-
-def test_the_saved_tokenizer_is_the_one_that_was_used(trained, tokenizer, outputs):
-    from transformers import AutoTokenizer
-
-    again = AutoTokenizer.from_pretrained(save(trained, tokenizer))
-    assert (again.pad_token, again.padding_side) == ("<unk>", "left")
-    assert [template.encode(again, row) for row in tiny.ROWS] == [template.encode(tokenizer, row) for row in tiny.ROWS]
-
-
-def test_a_learners_run_prints_nothing_on_stderr(base, tmp_path):
-    """Load, add, train, answer, save, reload, by the recipes of both profiles; the base has sampling habits."""
-    inclined = Path(shutil.copytree(base, tmp_path / "base"))
-    habits = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": True, "temperature": 0.6, "max_length": 200}
-    (inclined / "generation_config.json").write_text(json.dumps(habits))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("healthy_run.py")), str(inclined)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(runtime.ROOT)},
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "healthy"
-    assert len(list((tmp_path / "adapters").iterdir())) == 2
