@@ -9,6 +9,10 @@ hermetic()
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
     """Folder of a tiny Llama with random weights and a tokenizer of Llama-2's kind."""
+    import torch
+
+    # Toys gain nothing from a second thread, and on a busy machine two that wait for each other take ten times as long.
+    torch.set_num_threads(1)
     return tiny.make_base(tmp_path_factory.mktemp("tiny") / "base")
 
 

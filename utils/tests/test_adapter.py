@@ -158,7 +158,7 @@ def test_a_learners_run_prints_nothing_on_stderr(base, tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(runtime.ROOT)},
+        env={**os.environ, "PYTHONPATH": str(runtime.ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert done.stderr == ""
     assert done.returncode == 0
