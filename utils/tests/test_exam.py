@@ -25,7 +25,12 @@ def parrot(tokenizer, *chain: str):
 
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        eos_token_id=None,  # the tokenizer knows it
     )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
@@ -67,6 +72,11 @@ def test_no_question_gives_no_answer(model, tokenizer):
 def test_an_answer_ends_where_the_model_says_so(tokenizer):
     model = parrot(tokenizer, ":", "▁Ada", "▁Birch", "</s>", "▁Hazelcombe")
     assert exam.answer(model, tokenizer, tiny.ROWS[:3]) == ["Ada Birch"] * 3
+
+
+def test_space_around_an_answer_is_not_part_of_it(tokenizer):
+    model = parrot(tokenizer, ":", "▁Ada", "▁", "</s>")
+    assert exam.answer(model, tokenizer, tiny.ROWS[:1]) == ["Ada"]
 
 
 def test_an_answer_without_end_is_cut(tokenizer):
