@@ -1,0 +1,76 @@
+"""What README and cards say in numbers is what the records and the files say."""
+
+import hashlib
+import json
+import re
+
+from utils import exam, records, runtime
+
+README = (runtime.ROOT / "README.md").read_text(encoding="utf-8")
+DATA = runtime.ROOT / "data"
+
+
+def table() -> str:
+    """The README's table of the exam, from the records of the three seeds."""
+    runs = [records.read(f"exam_seed{seed}")["figures"] for seed in range(3)]
+    lines = ["| level | before | after | 95 % interval |", "|---|---|---|---|"]
+    for level in ("seen form", "new phrasing", "two facts", "comparison", "reverse, told", "reverse, untold"):
+        asked = sum(run["after"][level]["asked"] for run in runs)
+        before, after = (sum(run[when][level]["exact"] for run in runs) for when in ("before", "after"))
+        low, high = exam.interval(after, asked)
+        lines.append(f"| {level} | {before / asked:.1%} | {after / asked:.1%} | {low:.1%} to {high:.1%} |")
+    return "\n".join(lines)
+
+
+def test_the_exam_in_the_readme_is_the_recorded_one():
+    assert table() in README
+
+
+def test_every_recorded_seed_meets_the_bounds_of_the_course():
+    for seed in range(3):
+        run = records.read(f"exam_seed{seed}")["figures"]
+        assert run["before"]["seen form"]["exact"] <= 0.01 * run["before"]["seen form"]["asked"]
+        assert run["after"]["seen form"]["exact"] >= 0.98 * run["after"]["seen form"]["asked"]
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in (runtime.ROOT / "README.md", *DATA.rglob("README.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_map_names_every_chapter():
+    for notebook in (runtime.ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{notebook.name}" in README
+
+
+def test_checksums_of_the_model_card_are_those_of_the_files():
+    card = (DATA / "pocket-llama" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"([0-9a-f]{64})  (\S+)", card)
+    assert len(found) == 2
+    for checksum, name in found:
+        assert hashlib.sha256((DATA / "pocket-llama" / name).read_bytes()).hexdigest() == checksum
+
+
+def test_row_counts_of_the_data_card_are_those_of_the_files():
+    card = (DATA / "almanac" / "README.md").read_text(encoding="utf-8")
+    for name, rows in re.findall(r"\| `(\w+\.jsonl)` \| ([\d,]+) \|", card):
+        lines = (DATA / "almanac" / name).read_text(encoding="utf-8").splitlines()
+        assert len(lines) == int(rows.replace(",", "")), name
+        assert all(json.loads(line) for line in lines)
+
+
+def test_the_pocket_llama_is_of_llama_2s_kind():
+    from transformers import AutoTokenizer
+
+    folder = DATA / "pocket-llama"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token is None
+    assert tokenizer("Ada Birch").input_ids[0] == 1
+    assert tokenizer.decode(tokenizer("Grüße\n12", add_special_tokens=False).input_ids) == "Grüße\n12"
+    assert (folder / "tokenizer.model").exists()
+    assert (folder / "model.safetensors").stat().st_size <= 10_000_000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["hidden_size"] % 64 == config["intermediate_size"] % 64 == 0
