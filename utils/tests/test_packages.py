@@ -29,6 +29,9 @@ COLAB = {
     "matplotlib": "3.10.0",
     "numpy": "2.1.3",
     "packaging": "26.3",
+    "scipy": "1.16.3",
+    "tqdm": "4.67.3",
+    "filelock": "3.32.3",
 }
 
 
