@@ -55,7 +55,11 @@ def whole(value: str, field: str) -> str:
 
 def optional(value: object, field: str) -> str:
     """`value` as `text` has it, or "" for what is missing or empty."""
-    return "" if value is None or (isinstance(value, str) and not value.strip()) else text(value, field)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if not isinstance(value, str):
+        raise Rejected("type", field, f"{field!r} is {shown(value)}", "It must be a text, or be left out")
+    return whole(value, field)
 
 
 def shown(value: object) -> str:

@@ -58,9 +58,7 @@ def _folder(path: Path) -> Iterator[Raw]:
     try:
         table = load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise Stop(
-            f"{path.name} is no whole folder of datasets ({str(error).splitlines()[0]}). Save it again"
-        ) from None
+        raise Stop(f"{path.name} was not saved whole ({str(error).splitlines()[0]}). Save it again") from None
     return _table(table, path.name)
 
 
