@@ -74,7 +74,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
     found: dict[int, int] = {}
     for i, text in enumerate(texts):
         sketch = _sketch(text)
-        alike = max(((similarity(text, kept[j]), -j) for j in index.query(sketch)), default=(0.0, 0))
+        alike = max(((similarity(text, kept[j]), -j) for j in index.query(sketch)), default=(-1.0, 0))
         if alike[0] >= threshold:
             found[i] = -alike[1]
         elif not against:

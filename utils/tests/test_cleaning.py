@@ -46,6 +46,7 @@ def test_near_duplicates_are_found_and_their_original_is_named():
     assert cleaning.near_duplicates([" ".join(LONG), other, edited]) == {2: 0}
     assert cleaning.near_duplicates([edited, other], against=[" ".join(LONG)]) == {0: 0}
     assert cleaning.near_duplicates([edited, " ".join(LONG)], threshold=0.99) == {}
+    assert cleaning.near_duplicates(["a b c d", "e f g h"], threshold=0.0) == {}  # never even candidates
 
 
 def test_nearly_all_planted_near_duplicates_are_found():

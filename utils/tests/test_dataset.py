@@ -397,3 +397,22 @@ def test_all_rows_too_long_says_so(tokenizer, three):
     rows, _ = three
     with pytest.raises(runtime.Stop, match="All 3 rows are longer than 5 tokens. Shorten them, or raise max_length"):
         dataset.encode(tokenizer, rows, 5)
+
+
+def test_a_set_with_open_platypus_columns_is_read_cleaned_and_chosen_from(hub, tokenizer):
+    from utils import cleaning
+
+    story = " ".join(f"word{i}" for i in range(60))
+    asked = [story, story + " more", "short", "short", "other"]  # near and exact duplicates
+    hub(
+        [
+            {"input": "", "output": f"o{i // 4}", "instruction": text, "data_source": "leetcode"}
+            for i, text in enumerate(asked)
+        ]
+    )
+    rows = dataset.read("garage-bAInd/Open-Platypus")
+    assert list(rows[0]) == ["instruction", "input", "output", "data_source"]
+    clean, why = cleaning.clean(rows)
+    assert why == {1: "near duplicate", 3: "duplicate"}
+    encoded, too_long = dataset.encode(tokenizer, clean, 100)
+    assert (len(encoded), [row["instruction"] for row in too_long]) == (2, [story])
