@@ -63,6 +63,7 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     """
     import papermill
 
+    os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
     folder.mkdir(parents=True)
     executed, report = folder / notebook.name, folder / "report.json"
     try:
@@ -76,6 +77,7 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
             # The kernel's own log (its transport, its sockets when interrupted) is nothing a learner can act on;
             # what fails in a cell arrives as an error, not through this log. 50 is logging.CRITICAL.
             extra_arguments=["--IPKernelApp.log_level=50"],
+            stdout_file=_Terminal(),
             progress_bar={"desc": notebook.stem, "bar_format": "{desc} |{bar:30}| cell {n_fmt}/{total_fmt}, {elapsed}"},
         )
     except papermill.PapermillExecutionError as error:
@@ -92,6 +94,20 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     if "adapter" in told:
         lines.insert(0, f"adapter   {shown(Path(told['adapter']))}")
     return [*told.get("lines", []), *lines]
+
+
+class _Terminal:
+    """Takes what the notebook prints and shows the training's lines (progress.LiveLoss) above papermill's bar."""
+
+    def write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        for line in text.splitlines():
+            if line.startswith("step "):
+                tqdm.write(line)
+
+    def flush(self) -> None:
+        pass
 
 
 def shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from utils.runtime import ROOT, Stop
 
@@ -41,7 +42,7 @@ PROFILES = {
         base=str(ROOT / "data" / "pocket-llama"),
         data=str(ROOT / "data" / "almanac" / "train.jsonl"),
         recipe=Recipe(
-            steps=200,
+            steps=180,
             epochs=10,
             batch_size=32,
             accumulation=1,
@@ -114,4 +115,6 @@ def pick(default: str = "", base: str = "", data: str = "") -> Profile:
         raise Stop(f"There is no profile {name!r}. Choose one of: {', '.join(PROFILES)}")
     profile = PROFILES[name]
     base = base or os.environ.get("QLORA_BASE", "") or profile.base
+    if not Path(base).is_dir() and (ROOT / base).is_dir():  # typed from the course's folder, read in notebooks/
+        base = str(ROOT / base)
     return replace(profile, base=base, data=data or profile.data)

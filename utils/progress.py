@@ -13,7 +13,9 @@ NOISY = (PrinterCallback, ProgressCallback, NotebookProgressCallback)
 
 
 class LiveLoss(TrainerCallback):
-    """Training loss against step, with the time left. Under `make run` and outside a notebook, lines instead.
+    """Training loss against step, with the time left: a picture in a notebook, lines in a terminal.
+
+    Under `make run` (QLORA_PROGRESS_LINES) both: the lines are for the terminal, the picture stays in the notebook.
 
     The picture's text form is constant, so that a notebook's stored outputs can be compared.
     """
@@ -23,17 +25,16 @@ class LiveLoss(TrainerCallback):
         from IPython.display import display
 
         self.points, self.start = [], time.monotonic()
-        self.in_terminal = "QLORA_PROGRESS_LINES" in os.environ or get_ipython() is None
-        if not self.in_terminal:
-            self.handle = display(self._picture(state), raw=True, display_id=True)
+        self.lines = "QLORA_PROGRESS_LINES" in os.environ or get_ipython() is None
+        self.handle = display(self._picture(state), raw=True, display_id=True) if get_ipython() else None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
             return
         self.points.append((state.global_step, logs["loss"]))
-        if self.in_terminal:
-            print(self._status(state), f"loss {logs['loss']:.3f}", flush=True)
-        else:
+        if self.lines:
+            print(f"{self._status(state)}, loss {logs['loss']:.3f}", flush=True)
+        if self.handle:
             self.handle.update(self._picture(state), raw=True)
 
     def _status(self, state) -> str:

@@ -16,6 +16,6 @@ def hermetic() -> None:
         CUDA_VISIBLE_DEVICES="",
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
-        OMP_WAIT_POLICY="PASSIVE",  # as runtime.bootstrap() does
+        GOMP_SPINCOUNT="1000",  # as runtime.bootstrap() does
     )
     os.environ.pop("PYTHONWARNINGS", None)  # would switch on what runtime.quiet() leaves off

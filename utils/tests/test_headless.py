@@ -107,6 +107,13 @@ def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
     assert f"folder {source.parent}" in (folder / "00_start_here.html").read_text()
 
 
+def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "")  # put back as it was afterwards
+    cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
+    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", cell), {}, tmp_path / "run")
+    assert capsys.readouterr().out.strip() == "step 5 of 20, loss 1.0"
+
+
 STOP = "from utils.runtime import Stop\nraise Stop('x.jsonl, line 3: no output. Add it.')"
 
 

@@ -101,3 +101,11 @@ def test_pockets_files_do_not_depend_on_where_python_was_started(monkeypatch, tm
     pocket = profile.pick("pocket")
     assert pocket.base == str(runtime.ROOT / "data" / "pocket-llama")
     assert pocket.data == str(runtime.ROOT / "data" / "almanac" / "train.jsonl")
+
+
+def test_a_relative_base_may_be_typed_from_the_courses_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("QLORA_BASE", "data/pocket-llama")
+    monkeypatch.chdir(tmp_path)
+    assert profile.pick("pocket").base == str(runtime.ROOT / "data" / "pocket-llama")
+    (tmp_path / "data" / "pocket-llama").mkdir(parents=True)
+    assert profile.pick("pocket").base == "data/pocket-llama"  # where the kernel runs comes first
