@@ -1,4 +1,4 @@
-# make run    the whole story once: notebook 00, headless. DATA=my.jsonl BASE=folder-or-hub-name SEED=1
+# make run    the whole story once: notebook 00, headless. DATA=my.csv BASE=folder-or-hub-name SEED=1
 # make test   all notebooks, outputs compared, and the tests of utils. PYTEST_ARGS="notebooks/00_start_here.ipynb -x"
 # Both make .venv on first use and install requirements.txt there; PYTHON=python3.12 picks another Python.
 

@@ -1,13 +1,15 @@
-"""Rows of instruction, input and output: read, checked, split, and turned into token ids."""
+"""From a source to what a run trains on: read and checked, split, turned into token ids."""
 
-import json
+import os
 import random
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils import template
+from utils import cleaning, files, template, validation
 from utils.profile import PROFILES, Profile
-from utils.runtime import Stop
+from utils.runtime import OUTPUTS, ROOT, Stop
 
 ALMANAC = Path(PROFILES["pocket"].data).parent
 HELD_OUT_SHARE = 0.1
@@ -15,7 +17,7 @@ HELD_OUT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and is tested with; each is a list of rows (dicts)."""
+    """What a run trains with and is tested with; each is a list of rows (dicts), as `utils.rows` describes them."""
 
     train: list[dict]
     held_out: list[dict]  # never trained on; for the held-out loss
@@ -23,102 +25,89 @@ class Data:
 
 
 def load(profile: Profile) -> Data:
-    """The data of a profile: the almanac, a JSONL file of one's own, or a data set from the Hub.
+    """The data of a profile: the almanac, a file of one's own, or a data set from the Hub.
 
-    The almanac comes split by person. Other data are shuffled (always the same way) and split 90 to 10.
+    The almanac comes split by person. Other data are split 90 to 10, rows with the same question, or the same value in
+    a column `group`, together; if rows were rejected or noted, a line says so. The environment variable QLORA_COLUMNS
+    may name the columns: "instruction=Frage,output=Antwort".
 
     Raises:
-        Stop: a file that cannot be read as instruction, input and output; the message names the line and the mend.
+        Stop: a source without a usable row; the message names the first line that is not, and the mend.
     """
     if Path(profile.data).resolve() == ALMANAC / "train.jsonl":
-        names = ("train", "validation", "test")
-        return Data(*(read(ALMANAC / f"{name}.jsonl") for name in names))
-    rows = read(profile.data) if _is_file_name(profile.data) else _from_hub(profile.data)
-    rows = random.Random(0).sample(rows, len(rows))
-    held_out = max(1, round(HELD_OUT_SHARE * len(rows)))
+        return Data(*(read(ALMANAC / f"{name}.jsonl") for name in ("train", "validation", "test")))
+    report, rows = examine(profile.data)
+    if report.findings:
+        print(report)
     if len(rows) < 2:
         raise Stop(f"{profile.data} has one row: one to train on and one to test with are the least. Add rows")
-    return Data(rows[held_out:], rows[:held_out])
+    return Data(*split(rows, by="group"))
 
 
-def read(path: str | Path) -> list[dict]:
-    """Rows of a JSONL file: on each line an object with `instruction`, `output` and, if needed, `input`.
+def read(source: str | Path, columns: dict[str, str] | None = None, encoding: str = "") -> list[dict]:
+    """The usable rows of a file or a Hub data set; `examine` also gives the report on the others."""
+    return examine(source, columns, encoding)[1]
+
+
+def examine(
+    source: str | Path, columns: dict[str, str] | None = None, encoding: str = ""
+) -> tuple[validation.Report, list[dict]]:
+    """Read and check a source. Rejected rows, with reasons, go to outputs/data/<name>/.
+
+    Args:
+        source: a file (seen from here or from the course's data folder), a folder of datasets, or a Hub name.
+        columns: which column is which, if they have other names than those in data/README.md.
+        encoding: of a text file that is neither UTF-8 nor marked.
 
     Raises:
-        Stop: what is wrong, with the file, the line and the mend.
+        Stop: no row can be used, or the source cannot be read at all.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise Stop(f"{path} is a folder. Give the JSONL file in it")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise Stop(f"{path.name}: only JSONL is read here, one JSON object a line, in a file named *.jsonl. Convert it")
-    try:
-        text = _text(path.read_bytes(), path.name)
-    except FileNotFoundError:
-        raise Stop(f"There is no file {path}. Give a path from where you are, or an absolute one") from None
-    rows = [_checked(line, f"{path.name}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if _is_file_name(str(source)):
+        path = files.find(source)
+        name, raws = path.name, files.read(path, encoding)
+    else:
+        name, raws = str(source), files.hub(str(source))
+    report = validation.Report(name, OUTPUTS / "data" / name.replace("/", "--"))
+    rows = list(validation.check(raws, report, columns or _named_columns()))
+    if not rows and not report.findings:
+        raise Stop(f'{name} has no rows. Write one JSON object a line: {{"instruction": "...", "output": "..."}}')
     if not rows:
-        raise Stop(f"{path.name} has no rows. Write one JSON object a line: {_EXAMPLE}")
-    return rows
+        raise Stop(f"{name}: none of its {report.rejected:,} rows can be used. The first: {report.findings[0]}")
+    return report, rows
 
 
-_EXAMPLE = '{"instruction": "...", "input": "", "output": "..."}'
+def _named_columns() -> dict[str, str]:
+    pairs = [pair.split("=", 1) for pair in os.environ.get("QLORA_COLUMNS", "").split(",") if pair.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise Stop("QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction=Frage,output=Antwort")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
-def _text(content: bytes, name: str) -> str:
-    """UTF-8 as text. Zero bytes are those of UTF-16, which without its mark can pass as UTF-8."""
-    wrong = content.find(b"\0")
-    try:
-        if wrong < 0:
-            return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        wrong = error.start
-    line = content[:wrong].count(b"\n") + 1
-    raise Stop(f"{name}, line {line}: not UTF-8. Save the file as UTF-8")
-
-
-def _checked(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise Stop(f"{where}: not JSON ({error}). Write one object a line: {_EXAMPLE}") from None
-    if not isinstance(row, dict):
-        raise Stop(f"{where}: a {type(row).__name__}, not an object. Write one object a line: {_EXAMPLE}")
-    for key in ("instruction", "output"):
-        if key not in row:
-            raise Stop(f"{where}: no {key!r} (it has: {', '.join(row) or 'nothing'}). Name the columns: {_EXAMPLE}")
-        if not isinstance(row[key], str) or not row[key].strip():
-            raise Stop(f"{where}: {key!r} is {json.dumps(row[key])[:40]}. It must be a text that is not empty")
-    if row.get("input") is None:
-        row["input"] = ""
-    if not isinstance(row["input"], str):
-        raise Stop(f"{where}: 'input' is {json.dumps(row['input'])[:40]}. It must be a text, or be left out")
-    for key in ("instruction", "input", "output"):
-        if any("\ud800" <= character <= "\udfff" for character in row[key]):
-            raise Stop(f"{where}: {key!r} holds half a character (a lone surrogate). Write that text again")
-    return row
-
-
-def _is_file_name(data: str) -> bool:
+def _is_file_name(source: str) -> bool:
     """What exists, or ends like a file (.csv, but not a version such as -2.5), is a file; the rest is a Hub name."""
-    suffix = Path(data).suffix
-    return Path(data).exists() or suffix[1:2].isalpha() or Path(data).is_absolute() or data.startswith("~")
+    suffix, there = Path(source).suffix, Path(source).exists() or (ROOT / "data" / source).exists()
+    return there or suffix[1:2].isalpha() or Path(source).is_absolute() or source.startswith("~")
 
 
-def _from_hub(name: str) -> list[dict]:
-    from datasets import load_dataset
+def split(
+    rows: list[dict], by: str | Callable[[dict], object] = "group", share: float = HELD_OUT_SHARE, seed: int = 0
+) -> tuple[list[dict], list[dict]]:
+    """Two parts, shuffled, the second of about `share` of the rows; rows of one group are in one part.
 
-    try:
-        table = load_dataset(name, split="train")
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Stop(f"Data set {name} cannot be had from the Hub ({reason}). Go online, or give a JSONL file") from None
-    rows = [_checked(json.dumps(row), f"{name}, row {n}") for n, row in enumerate(table)]
-    # mlabonne/mini-platypus carries a template in its instructions; ours is put around the bare text.
-    head, tail = "### Instruction:\n", "### Response:"
-    for row in rows:
-        row["instruction"] = row["instruction"].removeprefix(head).rstrip().removesuffix(tail).strip()
-    return rows
+    Args:
+        by: a column, or a function of a row, with the same value for all rows of a group. A row without a value, and
+            every row if there is no such column, is grouped with those that ask the same question.
+    """
+    groups = defaultdict(list)
+    for row in random.Random(seed).sample(rows, len(rows)):
+        value = by(row) if callable(by) else row.get(by)
+        groups[cleaning.question(row) if value is None else (value,)].append(row)
+    if len(groups) == 1:  # all rows ask the same (a style to learn): there is nothing to keep apart
+        groups = {i: [row] for i, row in enumerate(next(iter(groups.values())))}
+    wanted, held_out, train = max(1, round(share * len(rows))), [], []
+    for group in groups.values():
+        (held_out if len(held_out) < wanted else train).extend(group)
+    return train, held_out
 
 
 def encode(tokenizer, rows: list[dict], max_length: int):

@@ -1,11 +1,11 @@
 """`make run`: notebook 00 from the first cell to the last without a browser, then where everything is.
 
-    DATA=my.jsonl BASE=folder-or-hub-name python -m utils.headless
+    DATA=my.csv BASE=folder-or-hub-name python -m utils.headless
 
-Settings come from the environment, so that any path survives the shell: DATA (a .jsonl file), BASE (a folder or a
-Hub name), SEED (a whole number). Each becomes the parameter of the same name in the notebook's cell tagged
-`parameters`; what is not given keeps the value written there. The notebook writes what to say at the end into the
-JSON file REPORT: {"adapter": path, "lines": [text, ...]}.
+Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
+names), BASE (a folder or a Hub name), SEED (a whole number). Each becomes the parameter of the same name in the
+notebook's cell tagged `parameters`; what is not given keeps the value written there. The notebook writes what to say at
+the end into the JSON file REPORT: {"adapter": path, "lines": [text, ...]}.
 """
 
 import json
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils import runtime
+from utils import dataset, files, runtime
 
 NOTEBOOK = runtime.ROOT / "notebooks" / "00_start_here.ipynb"
 
@@ -30,20 +30,14 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
         called_from: folder that relative paths start from.
 
     Raises:
-        runtime.Stop: DATA is no readable .jsonl file, BASE neither a folder nor a Hub name, SEED no whole number.
+        runtime.Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, SEED no whole number.
     """
     found = {}
     if data := settings.get("DATA", ""):
-        path = called_from / Path(data).expanduser()
-        if path.is_dir():
-            raise runtime.Stop(f"DATA={data} is a folder. Name the .jsonl file in it.")
-        if not path.is_file():
-            raise runtime.Stop(f"DATA={data} is not there (looked for {path}).")
-        if path.suffix.lower() != ".jsonl":
-            raise runtime.Stop(
-                f"DATA={data} does not end in .jsonl. Needed: one JSON object a line, with instruction, input, output."
-            )
-        found["DATA"] = str(path.resolve())
+        try:
+            found["DATA"] = str(files.find(data, called_from).resolve())
+        except runtime.Stop as stop:
+            raise runtime.Stop(f"DATA={data}: {stop}") from None
     if base := settings.get("BASE", ""):
         path = called_from / Path(base).expanduser()
         if path.is_dir():
@@ -132,6 +126,8 @@ def main() -> int:
     """Run notebook 00 with the settings of the environment. Returns the exit status."""
     try:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
+        if "DATA" in given:
+            print(dataset.examine(given["DATA"])[0])  # what was kept and rejected, before minutes of training
         folder = runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
         print("\n".join(["", *run(NOTEBOOK, given, folder)]))
     except runtime.Stop as stop:

@@ -1,5 +1,7 @@
 """The one prompt template. Training, evaluation and inference all come here.
 
+    {system}              (this line and an empty one only when the row has a system text)
+
     ### Instruction:
     {instruction}
 
@@ -10,14 +12,20 @@
 
 The prompt ends without a space and the completion starts with exactly one: so the prompt has the same tokens alone
 and in front of its completion, and the first word of the answer is the piece that the base knows from prose.
+
+A conversation is a row with a `history`: its earlier exchanges, each with `instruction` and `output`. As token ids it
+is its exchanges one behind the other, each exactly as if it stood alone: one BOS in front of all, one EOS behind each
+answer. Every answer and its EOS are learned, because each is a place where the model must stop; a row of one exchange
+has one EOS. What the model wrote, its EOS included, is thus an exact prefix of the next prompt.
 """
 
 
-def prompt(row: dict) -> str:
-    """Everything up to the answer. `row` has `instruction` and may have `input`."""
-    text = f"### Instruction:\n{row['instruction'].strip()}\n\n"
-    if (row.get("input") or "").strip():
-        text += f"### Input:\n{row['input'].strip()}\n\n"
+def question(exchange: dict) -> str:
+    """What stands in front of one answer: `instruction`, and `system` and `input` where there are such."""
+    text = f"{exchange['system'].strip()}\n\n" if (exchange.get("system") or "").strip() else ""
+    text += f"### Instruction:\n{exchange['instruction'].strip()}\n\n"
+    if (exchange.get("input") or "").strip():
+        text += f"### Input:\n{exchange['input'].strip()}\n\n"
     return text + "### Response:"
 
 
@@ -26,31 +34,60 @@ def completion(row: dict) -> str:
     return " " + row["output"].strip()
 
 
+def exchanges(row: dict) -> list[dict]:
+    """The exchanges of a row, the last one last. The system text belongs to the first."""
+    every = [*(row.get("history") or []), {k: row.get(k) for k in ("instruction", "input", "output")}]
+    return [{**every[0], "system": row.get("system")}, *every[1:]]
+
+
+def prompt(row: dict) -> str:
+    """Everything up to the (last) answer, to be read by people.
+
+    Token ids come from `encode_prompt`: they hold an EOS behind each earlier answer, where this text has a line break.
+    """
+    *earlier, last = exchanges(row)
+    return "".join(f"{question(e)}{completion(e)}\n\n" for e in earlier) + question(last)
+
+
 def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     """Token ids of a training row, and its labels.
 
     Text is text: a literal "</s>" in a row is not the end-of-sequence token.
 
     Returns:
-        input_ids: BOS, prompt, completion, EOS.
-        labels: the same ids, with -100 (ignored by the loss) in place of BOS and prompt.
+        input_ids: BOS; then for each exchange its question, its answer, EOS.
+        labels: the same ids, with -100 (ignored by the loss) in place of BOS and questions.
 
     Raises:
-        ValueError: the prompt's tokens change when the completion follows, so that labels cannot be told apart.
+        ValueError: a question's tokens change when the answer follows, so that labels cannot be told apart.
     """
-    before = encode_prompt(tokenizer, row)
-    ids = _ids(tokenizer, prompt(row) + completion(row)) + [tokenizer.eos_token_id]
-    if ids[: len(before)] != before:
-        raise ValueError(f"the prompt's tokens change in front of the completion: {row['instruction'][:60]!r}")
-    return {"input_ids": ids, "labels": [-100] * len(before) + ids[len(before) :]}
+    ids = _bos(tokenizer)
+    labels = [-100] * len(ids)
+    for exchange in exchanges(row):
+        before = _ids(tokenizer, question(exchange))
+        whole = _ids(tokenizer, question(exchange) + completion(exchange)) + [tokenizer.eos_token_id]
+        if whole[: len(before)] != before:
+            text = exchange["instruction"][:60]
+            raise ValueError(f"the prompt's tokens change in front of the completion: {text!r}")
+        ids += whole
+        labels += [-100] * len(before) + whole[len(before) :]
+    return {"input_ids": ids, "labels": labels}
 
 
 def encode_prompt(tokenizer, row: dict) -> list[int]:
-    """Token ids of the prompt: BOS, then the text."""
-    return _ids(tokenizer, prompt(row))
+    """Token ids of everything up to the (last) answer, as `encode` has them."""
+    *earlier, last = exchanges(row)
+    ids = _bos(tokenizer)
+    for exchange in earlier:
+        ids += _ids(tokenizer, question(exchange) + completion(exchange)) + [tokenizer.eos_token_id]
+    return ids + _ids(tokenizer, question(last))
+
+
+def _bos(tokenizer) -> list[int]:
+    # BOS is added here, once, whatever this tokenizer's own setting is (some have none, such as Qwen's).
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    # BOS is added here, once, whatever this tokenizer's own setting is (some have none, such as Qwen's).
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    # Rows beyond the tokenizer's own limit are counted and reported by utils.dataset: no warning is needed here.
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids

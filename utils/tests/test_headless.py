@@ -47,6 +47,11 @@ def test_relative_paths_start_where_make_was_called(tmp_path, rows, monkeypatch)
     assert given == {"DATA": str(rows.resolve()), "BASE": str((tmp_path / "my base").resolve()), "SEED": 7}
 
 
+def test_a_file_in_the_data_folder_needs_no_path(tmp_path):
+    given = headless.parameters({"DATA": "almanac/train.jsonl"}, tmp_path)
+    assert given == {"DATA": str(runtime.ROOT / "data" / "almanac" / "train.jsonl")}
+
+
 @pytest.mark.parametrize("base", ["gpt2", "meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"])
 def test_a_hub_name_stays_as_it_is(tmp_path, base):
     assert headless.parameters({"BASE": base}, tmp_path) == {"BASE": base}
@@ -55,16 +60,24 @@ def test_a_hub_name_stays_as_it_is(tmp_path, base):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"DATA": "none.jsonl"}, "DATA=none.jsonl is not there"),
-        ({"DATA": "my data"}, "DATA=my data is a folder"),
-        ({"DATA": "rows.csv"}, "DATA=rows.csv does not end in .jsonl"),
+        ({"DATA": "none.jsonl"}, "DATA=none.jsonl: There is no file"),
+        ({"DATA": "my data"}, "DATA=my data: {folder} is a folder"),
+        ({"DATA": "rows.xlsx"}, "DATA=rows.xlsx: rows.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
+        ({"DATA": "rows.csv"}, "rows.csv has no rows"),
+        ({"DATA": "bad.csv"}, "bad.csv: none of its 1 rows can be used. The first: bad.csv, line 2: 'answer' is"),
         ({"BASE": "./none"}, "BASE=./none is neither a folder"),
         ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
         ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
     ],
 )
 def test_refused_before_anything_starts(tmp_path, rows, settings, reason):
-    (tmp_path / "rows.csv").write_text("instruction,output\n")
+    for name, text in (
+        ("rows.csv", "instruction,output\n"),
+        ("rows.xlsx", ""),
+        ("bad.csv", "question,answer\nWhat?,\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    reason = reason.replace("{folder}", str(tmp_path / "my data"))
     env = {**os.environ, **settings, "CALLED_FROM": str(tmp_path)}
     command = [sys.executable, "-m", "utils.headless"]
     done = subprocess.run(command, cwd=runtime.ROOT, env=env, capture_output=True, text=True, timeout=60)

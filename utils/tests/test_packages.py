@@ -30,6 +30,7 @@ COLAB = {
     "numpy": "2.1.3",
     "packaging": "26.3",
     "scipy": "1.16.3",
+    "pandas": "2.2.3",
     "tqdm": "4.67.3",
     "filelock": "3.32.3",
 }
@@ -52,7 +53,7 @@ def machine(monkeypatch):
         state.calls.append((verb, arguments))
         if state.status == 0 and verb == "install":
             found = {"trl": "1.16.0", "bitsandbytes": "0.50.2", "datasets": "4.8.5", "pyarrow": "26.0.1"}
-            state.have.update(found)
+            state.have.update({**found, "datasketch": "2.0.0"})
         elif state.status == 0:
             for name in arguments:
                 del state.have[name]
@@ -95,23 +96,23 @@ def test_this_environment_meets_the_colab_part(asked):
     assert packages.unmet(asked, packages.installed()) == []
 
 
-def test_colabs_list_meets_all_but_datasets(asked):
+def test_colabs_list_meets_all_but_four(asked):
     if not FREEZE.is_file():
         pytest.skip("Colab's package list is not part of the repository")
     have = dict(re.findall(r"^([\w.-]+)==(\S+)$", FREEZE.read_text(), re.MULTILINE))
     have = {packages.canonical(name): version for name, version in have.items()}
     assert {n: have[n] for n in COLAB} == COLAB  # the simulated machine above is the real one
-    assert {r.name for r in packages.unmet(asked, have)} == {"datasets", "trl", "bitsandbytes"}
+    assert {r.name for r in packages.unmet(asked, have)} == {"datasets", "trl", "bitsandbytes", "datasketch"}
 
 
 def test_colab_gets_what_it_lacks_and_torch_is_held(asked):
     arguments = packages.to_install(asked, COLAB)
-    assert {Requirement(a).name for a in arguments} == {"datasets", "trl", "bitsandbytes", "torch"}
+    assert {Requirement(a).name for a in arguments} == {"datasets", "trl", "bitsandbytes", "datasketch", "torch"}
     assert "torch==2.11.0+cu128" in arguments
 
 
 def test_torch_is_never_installed(asked):
-    met = {**COLAB, "datasets": "4.8.5", "trl": "1.16.0", "bitsandbytes": "0.50.2"}
+    met = {**COLAB, "datasets": "4.8.5", "trl": "1.16.0", "bitsandbytes": "0.50.2", "datasketch": "2.0.0"}
     assert packages.to_install(asked, met) == []
     assert packages.to_install(asked, {**met, "torch": "2.20.0"}) == []
 

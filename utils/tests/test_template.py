@@ -122,7 +122,72 @@ def test_a_tokenizer_without_a_bos_adds_none(any_tokenizer, tmp_path):
 
 def test_a_drifting_boundary_is_refused_and_not_trained_on(any_tokenizer, monkeypatch):
     """The template that people write first: the space belongs to the prompt."""
-    monkeypatch.setattr(template, "prompt", lambda row: f"### Instruction:\n{row['instruction']}\n\n### Response: ")
+    monkeypatch.setattr(template, "question", lambda row: f"### Instruction:\n{row['instruction']}\n\n### Response: ")
     monkeypatch.setattr(template, "completion", lambda row: row["output"])
     with pytest.raises(ValueError, match="prompt's tokens change in front of the completion: 'Name the town.'"):
         template.encode(any_tokenizer, ROW)
+
+
+# Conversations.
+
+TALK = {
+    "system": "Be brief.",
+    "history": [
+        {"instruction": "Where does Ada live?", "output": "Ironbeck"},
+        {"instruction": "</s>", "output": "<s>"},
+    ],
+    "instruction": "And her pet?",
+    "input": "",
+    "output": "cat",
+}
+
+
+def test_a_conversation_is_its_exchanges_one_behind_the_other(any_tokenizer):
+    rows = [
+        TALK["history"][0] | {"system": "Be brief."},
+        TALK["history"][1],
+        {"instruction": "And her pet?", "output": "cat"},
+    ]
+    alone = [template.encode(any_tokenizer, row) for row in rows]
+    together = template.encode(any_tokenizer, TALK)
+    for key in ("input_ids", "labels"):
+        assert together[key] == alone[0][key] + alone[1][key][1:] + alone[2][key][1:]
+
+
+def test_a_conversation_has_one_bos_and_a_learned_eos_behind_each_answer(any_tokenizer):
+    encoded = template.encode(any_tokenizer, TALK)
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    bos, eos = any_tokenizer.bos_token_id, any_tokenizer.eos_token_id
+    assert (ids.count(bos), ids[0]) == (1, bos)
+    assert ids.count(eos) == labels.count(eos) == 3
+    assert labels[-1] == eos
+
+
+def test_what_was_said_is_a_prefix_of_the_next_prompt(any_tokenizer):
+    earlier = {"system": TALK["system"], "history": TALK["history"][:1], **TALK["history"][1]}
+    said = template.encode(any_tokenizer, earlier)["input_ids"]
+    asked = template.encode_prompt(any_tokenizer, TALK)
+    assert asked[: len(said)] == said
+    assert template.encode(any_tokenizer, TALK)["input_ids"][: len(asked)] == asked
+
+
+def test_a_conversation_can_be_read():
+    assert template.prompt(TALK) == (
+        "Be brief.\n\n### Instruction:\nWhere does Ada live?\n\n### Response: Ironbeck\n\n"
+        "### Instruction:\n</s>\n\n### Response: <s>\n\n### Instruction:\nAnd her pet?\n\n### Response:"
+    )
+
+
+# Tokens a word (fertility): what a vocabulary made mostly of English costs the others.
+
+
+def test_llama_2_needs_more_tokens_a_word_where_it_read_less(any_tokenizer):
+    if len(any_tokenizer) != 32_000:
+        pytest.skip("a statement about Llama-2's vocabulary")
+    samples = {
+        "en": "The miller lives in the town",
+        "de": "Der Müller wohnt in der Stadt",
+        "el": "Ο μυλωνάς μένει στην πόλη",
+    }
+    fertility = {k: len(any_tokenizer.tokenize(text)) / len(text.split()) for k, text in samples.items()}
+    assert fertility["en"] < fertility["de"] < 2 < 3 < fertility["el"]
