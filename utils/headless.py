@@ -63,7 +63,6 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     """
     import papermill
 
-    os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
     folder.mkdir(parents=True)
     executed, report = folder / notebook.name, folder / "report.json"
     try:
@@ -124,6 +123,7 @@ def _as_html(notebook: Path) -> str:
 
 def main() -> int:
     """Run notebook 00 with the settings of the environment. Returns the exit status."""
+    os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
     try:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
         if "DATA" in given:

@@ -108,7 +108,7 @@ def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
 
 
 def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("QLORA_PROGRESS_LINES", "")  # put back as it was afterwards
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")  # as main() does
     cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
     headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", cell), {}, tmp_path / "run")
     assert capsys.readouterr().out.strip() == "step 5 of 20, loss 1.0"
@@ -153,3 +153,9 @@ def test_interrupted_it_says_where_the_notebook_is(tmp_path):
     assert process.returncode == 1
     assert errors[-2:] == ["Stop: interrupted.", f"The notebook up to there: {next(tmp_path.glob('runs/*/*.ipynb'))}"]
     assert "before" in next(tmp_path.glob("runs/*/*.ipynb")).read_text()
+
+
+def test_a_run_leaves_the_environment_as_it_was(tmp_path):
+    before = dict(os.environ)
+    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", "print(1)"), {}, tmp_path / "run")
+    assert dict(os.environ) == before
