@@ -141,7 +141,14 @@ def test_interrupted_it_says_where_the_notebook_is(tmp_path):
         f"headless.NOTEBOOK, runtime.OUTPUTS = Path({str(source)!r}), Path({str(tmp_path)!r})\n"
         "sys.exit(headless.main())"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=runtime.ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=runtime.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 60
         while not reached.exists() and time.monotonic() < deadline:
