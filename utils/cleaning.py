@@ -104,7 +104,8 @@ def clean(rows: Sequence[dict], exam: Sequence[dict] = (), threshold: float = 0.
     why |= {i: "duplicate" for i in duplicates(texts) if i not in why}
     if exam:
         why |= dict.fromkeys(near_duplicates(asked, threshold, examined), "near leak")
-        why |= {i: "leak" for i, text in enumerate(asked) if text in set(examined)}
+        unseen = set(examined)
+        why |= {i: "leak" for i, text in enumerate(asked) if text in unseen}
     left = [i for i in range(len(rows)) if i not in why]
     why |= {left[i]: "near duplicate" for i in near_duplicates([texts[i] for i in left], threshold)}
     return [row for i, row in enumerate(rows) if i not in why], dict(sorted(why.items()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils import cleaning, files, template, validation
 from utils.profile import PROFILES, Profile
-from utils.runtime import OUTPUTS, ROOT, Stop
+from utils.runtime import OUTPUTS, Stop
 
 ALMANAC = Path(PROFILES["pocket"].data).parent
 HELD_OUT_SHARE = 0.1
@@ -62,7 +62,7 @@ def examine(
     Raises:
         Stop: no row can be used, or the source cannot be read at all.
     """
-    if _is_file_name(str(source)):
+    if files.is_named(str(source)):
         path = files.find(source)
         name, raws = path.name, files.read(path, encoding)
     else:
@@ -81,12 +81,6 @@ def _named_columns() -> dict[str, str]:
     if any(len(pair) != 2 for pair in pairs):
         raise Stop("QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction=Frage,output=Antwort")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
-
-
-def _is_file_name(source: str) -> bool:
-    """What exists, or ends like a file (.csv, but not a version such as -2.5), is a file; the rest is a Hub name."""
-    suffix, there = Path(source).suffix, Path(source).exists() or (ROOT / "data" / source).exists()
-    return there or suffix[1:2].isalpha() or Path(source).is_absolute() or source.startswith("~")
 
 
 def split(

@@ -1,11 +1,21 @@
 """Any source to raw rows: text files, Parquet, a folder that `datasets` saved, a data set of the Hub."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from utils import textfile
 from utils.runtime import ROOT, Stop
 from utils.textfile import Raw
+
+
+def is_named(source: str, start: Path | None = None) -> bool:
+    """Whether `source` names a file, seen from `start`, and not a data set of the Hub.
+
+    A file is what exists, what ends like one (.csv, but not a version such as -2.5), and what cannot be a Hub name.
+    """
+    there = Path(start or "", source).exists() or (ROOT / "data" / source).exists()
+    return there or Path(source).suffix[1:2].isalpha() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)
 
 
 def find(name: str | Path, start: Path | None = None) -> Path:

@@ -3,9 +3,9 @@
     DATA=my.csv BASE=folder-or-hub-name python -m utils.headless
 
 Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
-names), BASE (a folder or a Hub name), SEED (a whole number). Each becomes the parameter of the same name in the
-notebook's cell tagged `parameters`; what is not given keeps the value written there. The notebook writes what to say at
-the end into the JSON file REPORT: {"adapter": path, "lines": [text, ...]}.
+names, or a Hub name), BASE (a folder or a Hub name), SEED (a whole number). Each becomes the parameter of the same name
+in the notebook's cell tagged `parameters`; what is not given keeps the value written there. The notebook writes what to
+say at the end into the JSON file REPORT: {"adapter": path, "lines": [text, ...]}.
 """
 
 import json
@@ -35,7 +35,8 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
     found = {}
     if data := settings.get("DATA", ""):
         try:
-            found["DATA"] = str(files.find(data, called_from).resolve())
+            named = files.is_named(data, called_from)
+            found["DATA"] = str(files.find(data, called_from).resolve()) if named else data
         except runtime.Stop as stop:
             raise runtime.Stop(f"DATA={data}: {stop}") from None
     if base := settings.get("BASE", ""):

@@ -54,7 +54,7 @@ def test_a_file_in_the_data_folder_needs_no_path(tmp_path):
 
 @pytest.mark.parametrize("base", ["gpt2", "meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"])
 def test_a_hub_name_stays_as_it_is(tmp_path, base):
-    assert headless.parameters({"BASE": base}, tmp_path) == {"BASE": base}
+    assert headless.parameters({"BASE": base, "DATA": base}, tmp_path) == {"BASE": base, "DATA": base}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,7 @@ def test_a_hub_name_stays_as_it_is(tmp_path, base):
         ({"DATA": "rows.xlsx"}, "DATA=rows.xlsx: rows.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
         ({"DATA": "rows.csv"}, "rows.csv has no rows"),
         ({"DATA": "bad.csv"}, "bad.csv: none of its 1 rows can be used. The first: bad.csv, line 2: 'answer' is"),
+        ({"DATA": "owner/rows"}, "Data set owner/rows cannot be had from the Hub"),
         ({"BASE": "./none"}, "BASE=./none is neither a folder"),
         ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
         ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
