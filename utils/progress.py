@@ -13,7 +13,7 @@ NOISY = (PrinterCallback, ProgressCallback, NotebookProgressCallback)
 
 
 class LiveLoss(TrainerCallback):
-    """Training loss against step, with the time left: a picture in a notebook, lines in a terminal.
+    """Loss and gradient norm against step, with the time left: a picture in a notebook, lines in a terminal.
 
     Under `make run` (QLORA_PROGRESS_LINES) both: the lines are for the terminal, the picture stays in the notebook.
 
@@ -24,40 +24,61 @@ class LiveLoss(TrainerCallback):
         from IPython import get_ipython
         from IPython.display import display
 
-        self.points, self.start = [], time.monotonic()
+        self.start, self.first_step = time.monotonic(), state.global_step
+        self.first_tokens = state.num_input_tokens_seen
         self.lines = "QLORA_PROGRESS_LINES" in os.environ or get_ipython() is None
         self.handle = display(self._picture(state), raw=True, display_id=True) if get_ipython() else None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in (logs or {}):
-            return
-        self.points.append((state.global_step, logs["loss"]))
-        if self.lines:
-            print(f"{self._status(state)}, loss {logs['loss']:.3f}", flush=True)
-        if self.handle:
+        logs = logs or {}
+        for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
+            if self.lines and key in logs:
+                print(f"{self._status(state)}, {name} {logs[key]:.3f}", flush=True)
+        if self.handle and ("loss" in logs or "eval_loss" in logs):
             self.handle.update(self._picture(state), raw=True)
 
     def _status(self, state) -> str:
-        passed, done = time.monotonic() - self.start, state.global_step
+        passed, done = time.monotonic() - self.start, state.global_step - self.first_step
         if not done:
-            return f"step 0 of {state.max_steps}"
-        left = passed / done * (state.max_steps - done)
-        return f"step {done} of {state.max_steps}, {_clock(passed)} passed, {_clock(left)} left"
+            return f"step {state.global_step} of {state.max_steps}"
+        left = passed / done * (state.max_steps - state.global_step)
+        rate = (state.num_input_tokens_seen - self.first_tokens) / passed
+        status = f"step {state.global_step} of {state.max_steps}, {_clock(passed)} passed, {_clock(left)} left"
+        status += f", {rate:,.0f} tokens/s" if rate else ""
+        peak = peak_gib()
+        return status if peak is None else f"{status}, peak {peak:.1f} GiB"
 
     def _picture(self, state) -> dict:
         from matplotlib.figure import Figure
 
         from utils import style
 
-        figure = Figure(figsize=(style.WIDTH, 2.8), layout="constrained")
-        axes = figure.subplots()
-        if self.points:
-            axes.plot(*zip(*self.points, strict=True), color=style.ADAPTER)
-        axes.set(xlim=(0, state.max_steps), xlabel="step", ylabel="training loss", title=self._status(state))
-        axes.set_ylim(bottom=0)
+        figure = Figure(figsize=(style.WIDTH, 3.8), layout="constrained")
+        losses, norms = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        for axes, key, color, label, marker in (
+            (losses, "loss", style.ADAPTER, "training", None),
+            (losses, "eval_loss", style.OTHER, "held out", "o"),
+            (norms, "grad_norm", style.REFERENCE, None, None),
+        ):
+            points = [(entry["step"], entry[key]) for entry in state.log_history if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, label=label, marker=marker)
+        if any("eval_loss" in entry for entry in state.log_history):
+            losses.legend()
+        losses.set(xlim=(0, state.max_steps), ylabel="loss (nats a token)", title=self._status(state))
+        norms.set(xlabel="step", ylabel="grad norm")
+        for axes in (losses, norms):
+            axes.set_ylim(bottom=0)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=100)
         return {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": "[training loss, live]"}
+
+
+def peak_gib() -> float | None:
+    """Most GPU memory that torch had allocated at once in this process, in GiB; None without a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
 def _clock(seconds: float) -> str:

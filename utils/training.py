@@ -1,23 +1,34 @@
 """One QLoRA run through trl's SFTTrainer, with the guards that a T4 and a CPU need."""
 
+import hashlib
 import tempfile
-from math import ceil, isfinite
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import ceil
 
 from transformers import TrainerCallback
 
-from utils import progress
+from utils import guards, loading, progress
+from utils.checkpoints import Checkpoints
 from utils.profile import Recipe, capability, compute_dtype
-from utils.runtime import Stop
+from utils.runtime import Stop, versions
 
 
-def arguments(recipe: Recipe, rows: int, folder: str):
-    """trl's SFTConfig for a recipe on `rows` rows, valid from transformers 5.15 on."""
+def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evaluate: bool = False):
+    """trl's SFTConfig for a recipe on `rows` rows, valid from transformers 5.15 on.
+
+    Args:
+        save_steps: optimizer steps between two checkpoints; 0 for none.
+        evaluate: compute the loss on held-out rows ten times.
+    """
     import torch
     from trl import SFTConfig
 
     dtype = compute_dtype(capability())
     an_epoch = ceil(rows / (recipe.batch_size * recipe.accumulation))
     steps = min(recipe.steps, recipe.epochs * an_epoch)
+    logging_steps = max(1, steps // 40)
     return SFTConfig(
         output_dir=folder,
         max_steps=steps,
@@ -35,9 +46,15 @@ def arguments(recipe: Recipe, rows: int, folder: str):
         use_cpu=not torch.cuda.is_available(),
         max_length=recipe.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},  # rows are encoded by utils.dataset, labels and all
-        logging_steps=max(1, steps // 40),
+        logging_steps=logging_steps,
         logging_nan_inf_filter=False,  # a non-finite loss must be seen, not averaged away
-        save_strategy="no",
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=4 * logging_steps,
+        per_device_eval_batch_size=recipe.batch_size,
+        prediction_loss_only=True,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -45,49 +62,93 @@ def arguments(recipe: Recipe, rows: int, folder: str):
     )
 
 
-def train(model, tokenizer, encoded, recipe: Recipe, live: bool = True) -> list[dict]:
+def train(
+    model,
+    tokenizer,
+    encoded,
+    recipe: Recipe,
+    live: bool = True,
+    held_out=None,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> list[dict]:
     """Train the adapter of `model` in place on encoded rows; a live picture shows the loss unless `live` is False.
 
-    An interrupt (the stop button) ends the training early and keeps what has been learned. `model.trained_steps`
-    counts the steps that the adapter has had, over all calls.
+    The stop button ends the training after the step under way and keeps what has been learned; pressed again, at once.
+    `model.trained_steps` counts the steps that the adapter has had, over all calls.
+
+    Args:
+        held_out: encoded rows whose loss is computed ten times on the way.
+        checkpoints: where the run is saved every so many steps; what is there of this run already is not done again.
+        callbacks: more of transformers' callbacks.
 
     Returns:
-        the log: a list of dicts with step, loss, grad_norm, learning_rate.
+        the log: a list of dicts with step, loss, grad_norm, learning_rate, num_input_tokens_seen, and eval_loss where
+        it was computed.
 
     Raises:
-        Stop: nothing to train, a loss that is not finite, or a gradient of zero; the message says what to do.
+        Stop: nothing to train, no rows, rows that cannot be read any more, a loss that is not finite, a gradient of
+            zero, memory or disk full, checkpoints of another run; the message says what to do.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
+    if not len(encoded):
+        raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
+    latest = None
+    if checkpoints:
+        checkpoints.claim(_run(model, encoded, recipe))
+        latest = checkpoints.latest()
+    interrupt = guards.Interrupt(save=checkpoints is not None)
     with tempfile.TemporaryDirectory() as folder:
+        save_steps = checkpoints.every if checkpoints else 0
         trainer = _trainer_class()(
             model=model,
-            args=arguments(recipe, len(encoded), folder),
+            args=arguments(recipe, len(encoded), folder, save_steps, evaluate=held_out is not None),
             train_dataset=encoded,
+            eval_dataset=held_out,
             processing_class=tokenizer,
-            callbacks=[Guard(), progress.LiveLoss()] if live else [Guard()],
+            callbacks=[guards.Guard(), interrupt, *callbacks, *([progress.LiveLoss()] if live else [])],
         )
+        trainer.checkpoints = checkpoints
         for callback in progress.NOISY:
             trainer.remove_callback(callback)
         # The trainer has rounded the adapter to bf16, which a T4 cannot train and which resumes inexactly.
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = before[name].float()
-        try:
-            trainer.train()
-        except KeyboardInterrupt:
-            print(f"Stopped by you after {trainer.state.global_step} steps. The adapter keeps what it has learned.")
-    model.trained_steps = getattr(model, "trained_steps", 0) + trainer.state.global_step
+        with interrupt, guards.explained(recipe):
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    done = trainer.state.global_step
+    if interrupt.asked and done < trainer.args.max_steps:
+        goes_on = " Run this again and it goes on from there." if checkpoints else ""
+        print(f"Stopped by you after {done} steps. The adapter keeps what it has learned.{goes_on}")
+    if checkpoints:
+        checkpoints.finish()
+    # A checkpoint holds the whole adapter, so the steps of an earlier part of this run are not counted twice.
+    model.trained_steps = done if latest else getattr(model, "trained_steps", 0) + done
     model.eval()
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return log_of(trainer.state.log_history)
 
 
-def peak_gib() -> float | None:
-    """Most GPU memory that torch had allocated at once in this process, in GiB; None without a GPU."""
-    import torch
+def log_of(history: list[dict]) -> list[dict]:
+    """The trainer's `log_history` as one dict a logged step; held-out losses stand beside the training loss."""
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    entries = [entry for entry in history if "loss" in entry]
+    return [e | {"eval_loss": evaluated[e["step"]]} if e["step"] in evaluated else e for e in entries]
 
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+def _run(model, encoded, recipe: Recipe) -> dict:
+    """What decides the result of a run, for `Checkpoints.claim`."""
+    tokens = hashlib.sha256()
+    for row in encoded:
+        tokens.update(array("q", row["input_ids"] + row["labels"]).tobytes())
+    return {
+        "base": {"name": model.config._name_or_path, "fingerprint": loading.fingerprint(model)},
+        "data": {"rows": len(encoded), "tokens": tokens.hexdigest()[:12]},
+        "recipe": asdict(recipe),
+        "versions": versions(),
+    }
 
 
 def _trainer_class():
@@ -102,6 +163,20 @@ def _trainer_class():
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):
+        checkpoints: Checkpoints | None = None
+
+        def _save_checkpoint(self, model, trial):
+            folder = self.args.output_dir
+            with self.checkpoints.saving(self.state.global_step) as unfinished:
+                self.args.output_dir = str(unfinished)
+                try:
+                    super()._save_checkpoint(model, trial)
+                finally:
+                    self.args.output_dir = folder
+
+        def create_model_card(self, *arguments, **named):
+            pass  # it would be written beside each checkpoint, and nobody publishes those
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             base = model.get_base_model() if isinstance(model, PeftModel) else model
             # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
@@ -116,20 +191,3 @@ def _trainer_class():
             return summed / torch.as_tensor(items).clamp(min=1)  # no label at all: zero, which the guard explains
 
     return Trainer
-
-
-class Guard(TrainerCallback):
-    """Ends a run that cannot learn, and says why."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        if "loss" in logs and not isfinite(logs["loss"]):
-            raise Stop(
-                f"The loss is {logs['loss']} at step {state.global_step}. Lower learning_rate (try a third), "
-                "and look for empty or very long rows"
-            )
-        if logs.get("grad_norm") == 0:
-            raise Stop(
-                f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is "
-                "masked. Load an adapter with is_trainable=True, and check that rows have an output"
-            )

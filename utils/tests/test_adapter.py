@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import adapter, exam, loading, runtime, template, training
+from utils import adapter, exam, guards, loading, runtime, template, training
 from utils.tests import tiny
 
 
@@ -186,3 +186,44 @@ def test_the_notebook_and_those_who_ask_later_share_one_adapter(base, trained, t
     save(trained, tokenizer)
     monkeypatch.setattr(training, "train", lambda *given, **named: pytest.fail("trained again"))
     adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE)
+
+
+def test_an_adapter_that_was_cut_off_goes_on_where_it_was(base, tokenizer, outputs, monkeypatch):
+    """The same call again is all that it takes, and checkpoints are gone once the adapter is saved."""
+    recipe, begun = replace(tiny.RECIPE, steps=60), []
+
+    class Killed(BaseException):
+        pass
+
+    def spy(self, args, state, control, **kwargs):
+        begun.append(state.global_step)
+        if state.global_step == 55:
+            raise Killed
+
+    monkeypatch.setattr(guards.Guard, "on_step_begin", spy)
+    with pytest.raises(Killed):
+        adapter.trained(base, tokenizer, tiny.ROWS, recipe)
+    assert list(outputs.glob("checkpoints/*/checkpoint-50"))
+    begun.clear()
+    monkeypatch.setattr(
+        guards.Guard, "on_step_begin", lambda _, args, state, *more, **named: begun.append(state.global_step)
+    )
+    adapter.trained(base, tokenizer, tiny.ROWS, recipe)
+    assert begun == list(range(50, 60))
+    assert not list(outputs.glob("checkpoints/*"))
+
+
+def test_an_adapter_is_fetched_from_the_mirror(base, tokenizer, outputs, tmp_path, monkeypatch):
+    first = adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE, mirror=tmp_path / "drive")
+    shutil.rmtree(outputs / "adapters")  # a new machine
+    monkeypatch.setattr(training, "train", None)  # must not be asked again
+    again = adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE, mirror=tmp_path / "drive")
+    kept = {name: p for name, p in first.named_parameters() if "lora_" in name}
+    assert kept and all(torch.equal(p, kept[name]) for name, p in again.named_parameters() if "lora_" in name)
+
+
+def test_the_log_is_a_csv_file(base, tokenizer, outputs):
+    adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE)
+    log = next(outputs.glob("adapters/*/log.csv")).read_text().splitlines()
+    assert log[0].startswith("step,loss,grad_norm,learning_rate")
+    assert [line.split(",")[0] for line in log[1:]] == ["1", "2", "3", "4", "5", "6"]

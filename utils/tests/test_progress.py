@@ -28,11 +28,18 @@ def notebook(monkeypatch, tmp_path):
 
 def run(*logs: dict, steps: int = 20) -> None:
     """The callback through a run that logs these entries, every fifth step."""
-    live, state = progress.LiveLoss(), SimpleNamespace(global_step=0, max_steps=steps)
+    live, state = progress.LiveLoss(), start(steps=steps)
     live.on_train_begin(None, state, None)
     for log in logs:
         state.global_step += 5
+        state.num_input_tokens_seen += 600
+        state.log_history.append({**(log or {}), "step": state.global_step})
         live.on_log(None, state, None, logs=log)
+
+
+def start(step: int = 0, steps: int = 20) -> SimpleNamespace:
+    """What a callback sees of the trainer's state."""
+    return SimpleNamespace(global_step=step, max_steps=steps, num_input_tokens_seen=0, log_history=[])
 
 
 def pictures(messages: list[dict]) -> list[bytes]:
@@ -55,7 +62,7 @@ def test_every_picture_is_a_png_as_wide_as_a_notebook(notebook):
 
     run({"loss": 2.0}, {"loss": 1.0})
     shapes = {matplotlib.image.imread(io.BytesIO(png), format="png").shape[:2] for png in pictures(notebook)}
-    assert shapes == {(280, 800)}
+    assert shapes == {(380, 800)}
 
 
 def test_the_picture_changes_with_each_loss(notebook):
@@ -63,18 +70,17 @@ def test_the_picture_changes_with_each_loss(notebook):
     assert len(set(pictures(notebook))) == 3
 
 
-@pytest.mark.parametrize("log", [{}, None, {"train_runtime": 1.0}, {"eval_loss": 1.0}])
+@pytest.mark.parametrize("log", [{}, None, {"train_runtime": 1.0}])
 def test_a_log_without_loss_shows_nothing_new(notebook, log):
     run(log)
     assert len(notebook) == 1
 
 
 def test_a_second_run_starts_a_new_picture(notebook):
-    live, state = progress.LiveLoss(), SimpleNamespace(global_step=5, max_steps=20)
+    live, state = progress.LiveLoss(), start(step=5)
     for _ in range(2):
         live.on_train_begin(None, state, None)
         live.on_log(None, state, None, logs={"loss": 1.0})
-        assert live.points == [(5, 1.0)]
     assert [message["update"] for message in notebook] == [False, True] * 2
 
 
@@ -107,6 +113,25 @@ def test_time_left_is_what_the_steps_so_far_took_each(monkeypatch, capsys):
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run({"loss": 2.0}, {"loss": 1.0})
     assert [line.split(", ", 1)[1] for line in capsys.readouterr().out.splitlines()] == [
-        "0:30 passed, 1:30 left, loss 2.000",
-        "1:00 passed, 1:00 left, loss 1.000",
+        "0:30 passed, 1:30 left, 20 tokens/s, loss 2.000",
+        "1:00 passed, 1:00 left, 20 tokens/s, loss 1.000",
     ]
+
+
+def test_a_resumed_run_counts_time_and_tokens_from_where_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    live, state = progress.LiveLoss(), start(step=10)
+    state.num_input_tokens_seen = 1_000_000
+    live.on_train_begin(None, state, None)
+    state.global_step, state.num_input_tokens_seen = 15, 1_000_300
+    live.on_log(None, state, None, logs={"loss": 2.0})
+    assert capsys.readouterr().out == "step 15 of 20, 0:30 passed, 0:30 left, 10 tokens/s, loss 2.000\n"
+
+
+def test_held_out_losses_are_shown_beside_the_others(notebook, monkeypatch, capsys):
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")
+    run({"loss": 2.0}, {"eval_loss": 1.5})
+    assert len(set(pictures(notebook))) == 3
+    assert capsys.readouterr().out.splitlines()[1].endswith(", held-out loss 1.500")

@@ -1,13 +1,17 @@
 """One run: fp32 adapters, the loss of trl, stops that say why, the same run twice, and adapters saved whole."""
 
+import errno
+import signal
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import isfinite
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
-from utils import loading, progress, runtime, training
+from utils import checkpoints, guards, loading, progress, runtime, training
 from utils.tests import tiny
 
 
@@ -36,7 +40,7 @@ def built(tokenizer, encoded, monkeypatch):
 
     def build(model, recipe=tiny.RECIPE):
         found = []
-        monkeypatch.setattr(SFTTrainer, "train", lambda self: found.extend([self, weights(self.model)]))
+        monkeypatch.setattr(SFTTrainer, "train", lambda self, **_: found.extend([self, weights(self.model)]))
         training.train(model, tokenizer, encoded, recipe)
         monkeypatch.undo()
         return found
@@ -307,4 +311,131 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(adapted, tokenizer, enc
 def test_the_guard_lets_healthy_logs_pass(log):
     """A gradient that is not finite is healthy in fp16: the scaler skips the step and goes on."""
     state = type("State", (), {"global_step": 1})
-    training.Guard().on_log(None, state, None, logs=log)
+    guards.Guard().on_log(None, state, None, logs=log)
+
+
+def test_no_rows_stop_the_run(adapted, tokenizer, encoded):
+    with pytest.raises(runtime.Stop, match="There are no rows to train on"):
+        training.train(adapted, tokenizer, encoded.select([]), tiny.RECIPE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_full_memory_names_what_to_lower_in_order(adapted, tokenizer, encoded, monkeypatch, error):
+    def forward(*_, **__):
+        raise error
+
+    monkeypatch.setattr(adapted.get_base_model().model, "forward", forward)
+    with pytest.raises(runtime.Stop) as stop:
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+    told = str(stop.value)
+    order = ["batch_size 4 to 2 and accumulation 1 to 2", "gradient_checkpointing to True", "adamw_torch to paged"]
+    positions = [told.index(text) for text in [*order, "max_length 128 to 64"]]
+    assert positions == sorted(positions)
+    assert "rank" not in told  # four is little already
+
+
+def test_other_errors_pass_as_they_are(adapted, tokenizer, encoded, monkeypatch):
+    def forward(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(adapted.get_base_model().model, "forward", forward)
+    with pytest.raises(RuntimeError, match="a bug"):
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+
+
+def test_data_that_vanish_while_they_are_read_are_named(adapted, tokenizer, encoded):
+    def vanished(rows):
+        raise FileNotFoundError(2, "No such file or directory", "drive/rows.arrow")
+
+    with pytest.raises(runtime.Stop, match="drive/rows.arrow has vanished while training read it"):
+        training.train(adapted, tokenizer, encoded.with_transform(vanished), tiny.RECIPE)
+
+
+def test_a_full_disk_stops_the_run_and_the_last_checkpoint_stays(adapted, tokenizer, encoded, tmp_path, monkeypatch):
+    saved, writes, write = checkpoints.Checkpoints(tmp_path / "run", every=2), [], torch.save
+
+    def full(*arguments, **named):
+        writes.append(1)
+        if len(writes) > 4:  # three files a checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments, **named)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(runtime.Stop, match="The disk is full: checkpoint 4 was not saved"):
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE, checkpoints=saved)
+    assert saved.latest().name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 1e-3}, "recipe.learning_rate was 0.01, is 0.001"),
+        ({"seed": 1}, "recipe.seed was 0, is 1"),
+    ],
+)
+def test_checkpoints_of_another_recipe_are_refused(base, tokenizer, encoded, tmp_path, change, named):
+    saved = checkpoints.Checkpoints(tmp_path / "run", every=3)
+    model = loading.add_adapter(loading.load_base(base), tiny.RECIPE)
+    training.train(model, tokenizer, encoded, tiny.RECIPE, checkpoints=saved)
+    with pytest.raises(runtime.Stop, match=named):
+        training.train(model, tokenizer, encoded, replace(tiny.RECIPE, **change), checkpoints=saved)
+    with pytest.raises(runtime.Stop, match="data.rows was 12, is 11; data.tokens was"):
+        training.train(model, tokenizer, encoded.select(range(11)), tiny.RECIPE, checkpoints=saved)
+    other = loading.add_adapter(loading.load_base(tiny.make_base(tmp_path / "other", seed=1)), tiny.RECIPE)
+    with pytest.raises(runtime.Stop, match="base.name was .*; base.fingerprint was"):
+        training.train(other, tokenizer, encoded, tiny.RECIPE, checkpoints=saved)
+
+
+def test_what_a_checkpoint_pickles_is_read_weights_only(adapted, tokenizer, encoded, tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path / "run", every=3)
+    training.train(adapted, tokenizer, encoded, tiny.RECIPE, checkpoints=saved)
+    found = {path.name for path in saved.latest().iterdir()}
+    assert {name for name in found if name.endswith((".pt", ".pth", ".bin"))} == {
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    }
+    assert "adapter_model.safetensors" in found
+    torch.load(saved.latest() / "optimizer.pt", weights_only=True)
+
+
+def test_held_out_rows_are_evaluated_on_the_way(adapted, tokenizer, encoded):
+    log = training.train(adapted, tokenizer, encoded, tiny.RECIPE, held_out=encoded)
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [4, 6]
+    assert log[-1]["eval_loss"] < log[3]["eval_loss"]
+
+
+def test_evaluation_on_the_way_changes_nothing(base, tokenizer, encoded, trained):
+    model = loading.add_adapter(loading.load_base(base), tiny.RECIPE)
+    training.train(model, tokenizer, encoded, tiny.RECIPE, held_out=encoded)
+    assert same(weights(model), weights(trained[0]))
+
+
+def test_the_trainer_counts_the_tokens(trained, encoded):
+    tokens = sum(len(row["input_ids"]) for row in encoded)
+    assert trained[1][-1]["num_input_tokens_seen"] == 2 * tokens  # two passes
+
+
+def test_a_second_interrupt_ends_at_once(adapted, tokenizer, encoded, capsys):
+    class Impatient(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    training.train(adapted, tokenizer, encoded, tiny.RECIPE, callbacks=[Impatient()])
+    assert "Stopped by you after 2 steps" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_in_a_thread_works_without_signals(adapted, tokenizer, encoded):
+    with ThreadPoolExecutor(1) as pool:
+        log = pool.submit(training.train, adapted, tokenizer, encoded, tiny.RECIPE, False).result()
+    assert len(log) == 6

@@ -5,6 +5,7 @@ model a Llama with random weights, wide enough apart that different questions ge
 """
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from utils.profile import Recipe
@@ -28,6 +29,7 @@ RECIPE = Recipe(
     lora_alpha=8,
     warmup_steps=1,
 )
+TWO_PASSES = replace(RECIPE, batch_size=2, accumulation=2)
 LLAMA_2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "reference" / "llama2-tokenizer.model"
 
 
