@@ -95,12 +95,11 @@ def train(
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
-    latest = None
-    if checkpoints:
-        checkpoints.claim(_run(model, encoded, recipe))
-        latest = checkpoints.latest()
-    interrupt = guards.Interrupt(save=checkpoints is not None)
-    with tempfile.TemporaryDirectory() as folder:
+    latest, interrupt = None, guards.Interrupt(save=checkpoints is not None)
+    with guards.explained(recipe), tempfile.TemporaryDirectory() as folder:
+        if checkpoints:
+            checkpoints.claim(_run(model, encoded, recipe))
+            latest = checkpoints.latest()
         save_steps = checkpoints.every if checkpoints else 0
         trainer = _trainer_class()(
             model=model,
@@ -117,7 +116,7 @@ def train(
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = before[name].float()
-        with interrupt, guards.explained(recipe):
+        with interrupt:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     done = trainer.state.global_step
     if interrupt.asked and done < trainer.args.max_steps:
