@@ -61,6 +61,7 @@ LEVERS = [  # (setting, (batch, length) of each measurement, gradients against f
     (replace(FAST, double_quant=False, checkpoint="none"), ONE, False),
     (replace(FAST, liger=False, checkpoint="none"), ONE, False),
     (replace(FAST, checkpoint="offload"), ONE, False),
+    (replace(FAST, liger_first=True, fused=False, checkpoint="none"), ONE, False),
 ]
 
 
@@ -183,9 +184,9 @@ def levers(bench: Bench) -> None:
             bench.figures["missing"].append({"setting": setting.name, "why": "time"})
             continue
         if not bench.gpu:
-            if setting.liger and not setting.fused or setting.checkpoint == "offload" or setting.compiled:
+            if (setting.liger and not setting.fused) or setting.checkpoint == "offload" or setting.compiled:
                 continue
-            setting = replace(setting, liger=False)
+            setting = replace(setting, liger=False, liger_first=False)
         with rotary_restored():
             model = measure.build(bench.config, bench.recipe, setting)
             for batch, length in shapes[:1] if bench.options.quick else shapes:

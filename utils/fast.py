@@ -114,16 +114,16 @@ def _function():
 
 
 def liger(model) -> None:
-    """Liger's fused RMSNorm, SwiGLU, rotary embedding and loss on a PEFT model of the Llama architecture.
+    """Liger's fused RMSNorm, SwiGLU and rotary embedding on a (PEFT) model of the Llama architecture.
 
-    Must come after the adapter: peft copies nothing of what was patched before it. The rotary embedding is patched in
-    transformers itself, for every Llama of this process; `unliger_rotary` takes that back. The loss needs
-    `LigerLoss` as the trainer's mixin.
+    The rotary embedding is patched in transformers itself, for every Llama of this process. The fused loss is apart
+    (`liger_loss`), because trl replaces the model's forward when the trainer is built. Look for the kernels' names in a
+    profile before you believe that they run.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-    # No fused loss here: trl replaces forward when the trainer is built; see liger_loss.
-    apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, cross_entropy=False, model=model.get_base_model())
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, cross_entropy=False, model=base)
 
 
 def liger_loss(model) -> None:

@@ -19,6 +19,7 @@ class Setting:
 
     upcast: bool = False  # frozen 16-bit weights to fp32, as prepare_model_for_kbit_training does
     liger: bool = True  # fused norms, SwiGLU, rotary embedding and loss
+    liger_first: bool = False  # before the adapter instead of after it: does the order matter?
     fused: bool = True  # base and adapter of a layer in one autograd node
     checkpoint: str | int = "all"  # "none", "all", "offload", or n: recompute every n-th layer
     compiled: bool = False  # each decoder layer by torch.compile
@@ -27,17 +28,20 @@ class Setting:
 
     @property
     def name(self) -> str:
-        on = [n for n in ("upcast", "liger", "fused", "compiled", "packed") if getattr(self, n)]
+        on = [n for n in ("upcast", "liger", "liger_first", "fused", "compiled", "packed") if getattr(self, n)]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
 
 
 def build(config, recipe: Recipe, setting: Setting):
     """A random model of `config`'s shape with an adapter and the setting's levers."""
-    model = loading.add_adapter(stand_in.make(config, double_quant=setting.double_quant), recipe)
+    base = stand_in.make(config, double_quant=setting.double_quant)
+    if setting.liger and setting.liger_first:
+        fast.liger(base)
+    model = loading.add_adapter(base, recipe)
     if setting.upcast:
         fast.upcast(model)
-    if setting.liger:
+    if setting.liger and not setting.liger_first:
         fast.liger(model)
     if setting.fused:
         fast.fuse_adapters(model)
@@ -63,6 +67,7 @@ class Watch(TrainerCallback):
         self.steps = self.until + profiled
         self.seconds, self.times, self.skipped, self.gradients = [], [], 0, None
         self.losses, self.useful, self.trainer, self.profile = [], [], None, None
+        self.memory = []  # of each step, in GiB: before, after the forward pass, peaks of the forward pass and of all
 
     def close(self) -> None:
         """End a profile that an error has left open."""
@@ -73,6 +78,8 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         _synchronize()
         self.useful.append(0)
+        self.memory.append([_allocated()])
+        _reset_peak()
         self.began = time.perf_counter()
         self.profile = kernels.profiled(self.times) if state.global_step >= self.until else None
         if self.profile:
@@ -90,6 +97,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         _synchronize()
+        self.memory[-1].append(_peak()[0])
         if self.profile:
             self.close()
         elif state.global_step > self.warm:
@@ -108,15 +116,11 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
     Raises:
         torch.OutOfMemoryError: it does not fit; `settle` afterwards, outside of the except block.
     """
-    import torch
 
     watch = Watch(*steps)
     watch.gradients = gradients
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    resident = _allocated()
     with tempfile.TemporaryDirectory() as folder:
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
@@ -155,9 +159,10 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         "kernels": middle and middle.top(),
         "launches": middle and middle.launches,
         "wall_ms": median(watch.seconds) and 1e3 * median(watch.seconds),
-        "resident_gib": before / GIB if gpu else None,
-        "peak_allocated_gib": torch.cuda.max_memory_allocated() / GIB if gpu else None,
-        "peak_reserved_gib": torch.cuda.max_memory_reserved() / GIB if gpu else None,
+        "resident_gib": resident,
+        "peak_allocated_gib": max(m[-1] for m in watch.memory),
+        "peak_reserved_gib": _peak()[1],
+        "memory_gib_steps": watch.memory,
         "losses": [loss.item() for loss in watch.losses],
         "useful_tokens": watch.useful,
         "steps": trainer.state.global_step,
@@ -169,7 +174,6 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 
 def settle(model) -> None:
     """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
-    import torch
     from accelerate.state import AcceleratorState
 
     base = model.get_base_model()
@@ -200,6 +204,11 @@ def free() -> None:
 
 def _trainer(fused_loss: bool, watch: Watch):
     class Trainer(fast.trainer_class(fused_loss)):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            watch.memory[-1] += [_allocated(), _peak()[0]]
+            return loss
+
         def training_step(self, model, inputs, *args, **kwargs):
             mask = inputs.get("attention_mask")
             watch.useful[-1] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
@@ -208,6 +217,28 @@ def _trainer(fused_loss: bool, watch: Watch):
             return loss
 
     return Trainer
+
+
+def _allocated() -> float:
+    import torch
+
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def _peak() -> tuple[float, float]:
+    """Most allocated since `_reset_peak`, and most reserved: GiB."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _synchronize() -> None:

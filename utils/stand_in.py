@@ -2,18 +2,11 @@
 
 from utils.profile import capability, compute_dtype
 
-# Meta's published shapes; `intermediate_size` and heads are all that the name does not say. Source: the config.json of
-# the repositories meta-llama/Llama-2-*-hf.
+# (hidden size, intermediate size, layers, heads, key-value heads) of the config.json of meta-llama/Llama-2-*-hf.
 SHAPES = {
-    "llama-2-7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
-    "llama-2-13b": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40),
-    "llama-2-70b": dict(
-        hidden_size=8192,
-        intermediate_size=28672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-    ),
+    "llama-2-7b": (4096, 11008, 32, 32, 32),
+    "llama-2-13b": (5120, 13824, 40, 40, 40),
+    "llama-2-70b": (8192, 28672, 80, 64, 8),
 }
 STD = 0.02  # Llama's initializer_range
 
@@ -23,7 +16,9 @@ def config(target: str):
     from transformers import AutoConfig, LlamaConfig
 
     if target in SHAPES:
-        return LlamaConfig(**SHAPES[target], vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5)
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        shape = dict(zip(names, SHAPES[target], strict=True))
+        return LlamaConfig(**shape, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5)
     return AutoConfig.from_pretrained(target)
 
 
