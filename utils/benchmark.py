@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 
 from utils import kernels, measure, records, stand_in
@@ -150,7 +151,8 @@ class Bench:
             found = "memory"
         except Exception as error:
             found = "memory" if "out of memory" in str(error).lower() else f"{type(error).__name__}: {public(error)}"
-            if self.options.quick:
+            traceback.print_exc(limit=-5)
+            if self.options.quick and not self.gpu:
                 raise
         measure.settle(model)  # here, where no traceback keeps the tensors of the failed run
         return found
@@ -178,7 +180,7 @@ def levers(bench: Bench) -> None:
     """Each lever; every setting on a fresh model. Gradients at 1 x 1024, with a B that is not zero."""
     bench.figures |= {"configurations": [], "gradients": [], "rates": rates(bench)}
     bench.say(f"rates {bench.figures['rates']}")
-    reference, reference_loss = fp32_gradients(bench)
+    reference = fp32_gradients(bench)
     for setting, shapes, compare in LEVERS:
         if bench.late:
             bench.figures["missing"].append({"setting": setting.name, "why": "time"})
@@ -187,20 +189,25 @@ def levers(bench: Bench) -> None:
             if (setting.liger and not setting.fused) or setting.checkpoint == "offload" or setting.compiled:
                 continue
             setting = replace(setting, liger=False, liger_first=False)
-        with rotary_restored():
-            model = measure.build(bench.config, bench.recipe, setting)
-            for batch, length in shapes[:1] if bench.options.quick else shapes:
-                steps = (2, 4, 4) if (batch, length) == (1, 2048) and not bench.options.quick else None
-                if found := bench.train(model, setting, batch, length, steps):
-                    bench.figures["configurations"].append(found)
-            if compare and reference:
-                found = gradients(bench, model, setting)
-                if found:
-                    bench.figures["gradients"].append(compared(setting, *found, reference, reference_loss))
-                    bench.say(f"{setting.name:40} gradients {bench.figures['gradients'][-1]['median']:.2%} median")
-            del model
+        try:
+            lever(bench, setting, shapes[:1] if bench.options.quick else shapes, reference if compare else None)
+        except Exception as error:  # one lever that cannot be pulled here does not end the others
+            traceback.print_exc(limit=-5)
+            bench.figures["missing"].append({"setting": setting.name, "why": public(error)})
         measure.free()
         bench.save()
+
+
+def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
+    with rotary_restored():
+        model = measure.build(bench.config, bench.recipe, setting)
+        for batch, length in shapes:
+            steps = (2, 4, 4) if (batch, length) == (1, 2048) and not bench.options.quick else None
+            if found := bench.train(model, setting, batch, length, steps):
+                bench.figures["configurations"].append(found)
+        if reference and (found := gradients(bench, model, setting)):
+            bench.figures["gradients"].append(compared(setting, *found, *reference))
+            bench.say(f"{setting.name:40} gradients {bench.figures['gradients'][-1]['median']:.2%} median")
 
 
 def rates(bench: Bench) -> dict:
@@ -281,7 +288,7 @@ def fp32_gradients(bench: Bench):
         del model
     measure.free()
     bench.say("fp32 gradients " + ("made" if found else "missing"))
-    return found or (None, None)
+    return found
 
 
 def compared(setting: Setting, found: dict, loss: float, reference: dict, reference_loss: float) -> dict:
@@ -355,6 +362,7 @@ def real(bench: Bench) -> None:
     fast_packed = replace(FAST, packed=True, checkpoint="none", liger=bench.gpu)
     ways = [  # (name, setting, rows, batch)
         ("usual, padded batches of 4", USUAL, together, 4),
+        ("usual, packs", replace(USUAL, packed=True), packs, 1),
         ("fast, padded batches of 4", replace(FAST, liger=bench.gpu), together, 4),
         ("fast, packs, no checkpointing", fast_packed, packs, 1),
         ("fast, packs, checkpoint all", replace(fast_packed, checkpoint="all"), packs, 1),
@@ -451,7 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("grid", "levers", "real"))
     parser.add_argument("--quick", action="store_true", help="the pocket shape, a few configurations: does it work?")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no configuration after this time")
+    parser.add_argument("--minutes", type=float, default=6.5, help="start no configuration after this time")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default data/measurements)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("QLORA_CAPABILITY", "7.5")
