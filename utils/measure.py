@@ -1,0 +1,248 @@
+"""One training configuration measured: peak memory, GPU-busy time, wall time, through the trainer that trains."""
+
+import gc
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+
+from transformers import TrainerCallback
+
+from utils import fast, kernels, loading, stand_in, training
+from utils.profile import Recipe
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which of the levers of utils.fast are pulled."""
+
+    upcast: bool = False  # frozen 16-bit weights to fp32, as prepare_model_for_kbit_training does
+    liger: bool = True  # fused norms, SwiGLU, rotary embedding and loss
+    liger_first: bool = False  # before the adapter instead of after it: does the order matter?
+    fused: bool = True  # base and adapter of a layer in one autograd node
+    checkpoint: str | int = "all"  # "none", "all", "offload", or n: recompute every n-th layer
+    compiled: bool = False  # each decoder layer by torch.compile
+    double_quant: bool = True
+    packed: bool = False  # rows are packs with `seq_lengths`
+
+    @property
+    def name(self) -> str:
+        on = [n for n in ("upcast", "liger", "liger_first", "fused", "compiled", "packed") if getattr(self, n)]
+        on += [] if self.double_quant else ["single_quant"]
+        return "+".join([*on, f"checkpoint_{self.checkpoint}"])
+
+
+def build(config, recipe: Recipe, setting: Setting):
+    """A random model of `config`'s shape with an adapter and the setting's levers."""
+    base = stand_in.make(config, double_quant=setting.double_quant)
+    if setting.liger and setting.liger_first:
+        fast.liger(base)
+    model = loading.add_adapter(base, recipe)
+    if setting.upcast:
+        fast.upcast(model)
+    if setting.liger and not setting.liger_first:
+        fast.liger(model)
+    if setting.fused:
+        fast.fuse_adapters(model)
+    if setting.compiled:
+        fast.compile_layers(model)
+    return model
+
+
+def rows(count: int, length: int, vocabulary: int, seed: int = 0):
+    """Rows of random token ids, all of them labels."""
+    import numpy as np
+    from datasets import Dataset
+
+    ids = np.random.default_rng(seed).integers(3, vocabulary, (count, length)).tolist()
+    return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+
+
+class Watch(TrainerCallback):
+    """Takes the times of steps: first some to warm up, then some by the clock, then some in the profiler."""
+
+    def __init__(self, warm: int, timed: int, profiled: int):
+        self.warm, self.until = warm, warm + timed
+        self.steps = self.until + profiled
+        self.seconds, self.times, self.skipped, self.gradients = [], [], 0, None
+        self.losses, self.useful, self.trainer, self.profile = [], [], None, None
+        self.memory = []  # of each step, in GiB: before, after the forward pass, peaks of the forward pass and of all
+
+    def close(self) -> None:
+        """End a profile that an error has left open."""
+        if self.profile:
+            self.profile.__exit__(None, None, None)
+            self.profile = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        _synchronize()
+        self.useful.append(0)
+        self.memory.append([_allocated()])
+        _reset_peak()
+        self.began = time.perf_counter()
+        self.profile = kernels.profiled(self.times) if state.global_step >= self.until else None
+        if self.profile:
+            self.profile.__enter__()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        import torch
+
+        if self.gradients is None or self.gradients:
+            return
+        found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+        if all(torch.isfinite(g).all() for g in found.values()):  # else the scaler skips this step, and lowers itself
+            self.gradients.update(found)
+            control.should_training_stop = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        _synchronize()
+        self.memory[-1].append(_peak()[0])
+        if self.profile:
+            self.close()
+        elif state.global_step > self.warm:
+            self.seconds.append(time.perf_counter() - self.began)
+        self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
+
+
+def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), mixed=True, gradients=None):
+    """Train on `encoded` and return what was seen, as a dict for a record; see the keys at the end.
+
+    Args:
+        steps: how many to warm up, to time by the clock, to profile.
+        mixed: False computes in fp32 (for the reference of the gradients).
+        gradients: a dict that is filled with the first finite gradients, by parameter; then the run ends.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit; `settle` afterwards, outside of the except block.
+    """
+
+    watch = Watch(*steps)
+    watch.gradients = gradients
+    recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
+    resident = _allocated()
+    with tempfile.TemporaryDirectory() as folder:
+        args = training.arguments(recipe, len(encoded), folder)
+        args.activation_offloading = setting.checkpoint == "offload"
+        args.packing = setting.packed
+        if not mixed:
+            args.fp16 = args.bf16 = False
+            args.mixed_precision = "no"
+        trainer = _trainer(setting.liger, watch)(
+            model=model, args=args, train_dataset=encoded, processing_class=tokenizer, callbacks=[watch]
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            if "Printer" in type(callback).__name__ or "Progress" in type(callback).__name__:
+                trainer.remove_callback(callback)
+        if isinstance(setting.checkpoint, int):
+            trainer.add_callback(fast.CheckpointEvery(setting.checkpoint))
+        watch.trainer = trainer
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # trl has made them bf16
+        if setting.liger:
+            fast.liger_loss(model)
+        try:
+            trainer.train()
+        finally:
+            watch.close()
+    median = lambda values: sorted(values)[len(values) // 2] if values else None  # noqa: E731
+    middle = sorted(watch.times, key=lambda t: t.busy)[len(watch.times) // 2] if watch.times else None
+    return {
+        "setting": setting.name,
+        "levers": asdict(setting),
+        "batch": recipe.batch_size,
+        "length": recipe.max_length,
+        "gpu_ms": middle and middle.busy,
+        "gpu_ms_steps": [t.busy for t in watch.times],
+        "gpu_ms_by_kind": middle and dict(middle.by_kind),
+        "kernels": middle and middle.top(),
+        "launches": middle and middle.launches,
+        "wall_ms": median(watch.seconds) and 1e3 * median(watch.seconds),
+        "resident_gib": resident,
+        "peak_allocated_gib": max(m[-1] for m in watch.memory),
+        "peak_reserved_gib": _peak()[1],
+        "memory_gib_steps": watch.memory,
+        "losses": [loss.item() for loss in watch.losses],
+        "useful_tokens": watch.useful,
+        "steps": trainer.state.global_step,
+        "largest_b": max(p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n),
+        "steps_skipped_by_scaler": watch.skipped,
+        "liger_kernels_seen": middle and all(any(n in k.lower() for k in middle.by_name) for n in kernels.LIGER),
+    }
+
+
+def settle(model) -> None:
+    """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
+    from accelerate.state import AcceleratorState
+
+    base = model.get_base_model()
+    for module in (model, model.base_model, base):  # forwards of trl, of Liger's loss, and of mixed precision
+        for name in ("forward", "_original_forward"):
+            module.__dict__.pop(name, None)
+    base.gradient_checkpointing_disable()
+    if getattr(base, "_require_grads_hook", None) is not None or getattr(base, "_require_grads_hooks", None):
+        base.disable_input_require_grads()
+    for layer in fast.decoder_layers(model):
+        layer.gradient_checkpointing = False
+    base.lm_head._forward_hooks.clear()  # from offloading
+    base.lm_head._forward_pre_hooks.clear()
+    for parameter in model.parameters():
+        parameter.grad = None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    free()
+
+
+def free() -> None:
+    """Give unused memory back to the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _trainer(fused_loss: bool, watch: Watch):
+    class Trainer(fast.trainer_class(fused_loss)):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            watch.memory[-1] += [_allocated(), _peak()[0]]
+            return loss
+
+        def training_step(self, model, inputs, *args, **kwargs):
+            mask = inputs.get("attention_mask")
+            watch.useful[-1] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            watch.losses.append(loss.detach().float())
+            return loss
+
+    return Trainer
+
+
+def _allocated() -> float:
+    import torch
+
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def _peak() -> tuple[float, float]:
+    """Most allocated since `_reset_peak`, and most reserved: GiB."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

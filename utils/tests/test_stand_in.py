@@ -1,0 +1,81 @@
+"""A random model must be, byte for byte in size and type, what loading the real one gives."""
+
+import pytest
+import torch
+
+from utils import fast, loading, stand_in
+from utils.profile import PROFILES
+
+POCKET = PROFILES["pocket"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return stand_in.config(POCKET.base)
+
+
+def described(model):
+    return {
+        name: (type(t).__name__, t.dtype, tuple(t.shape), t.requires_grad)
+        for name, t in model.state_dict(keep_vars=True).items()
+        if "bitsandbytes__" not in name  # a little JSON text, as long as its numbers are
+    }
+
+
+def test_it_has_the_tensors_of_a_loaded_model(config):
+    assert described(stand_in.make(config)) == described(loading.load_base(POCKET.base))
+    plain = stand_in.make(config, four_bit=False)
+    assert described(plain) == described(loading.load_base(POCKET.base, four_bit=False))
+    assert not any(t.is_meta for t in [*plain.parameters(), *plain.buffers()])
+
+
+def test_it_computes_with_the_real_angles(config):
+    loaded, random = loading.load_base(POCKET.base), stand_in.make(config)
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, random.model.rotary_emb.inv_freq)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.isfinite(random(ids).logits).all()
+
+
+def test_single_quantization_keeps_absmax_in_fp32(config):
+    layer = stand_in.make(config, double_quant=False).model.layers[0].mlp.up_proj
+    assert layer.weight.quant_state.absmax.dtype == torch.float32 and not layer.weight.quant_state.nested
+
+
+@pytest.mark.parametrize("name", stand_in.SHAPES)
+def test_published_shapes(name):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(stand_in.config(name))
+    published = {"llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192}
+    assert sum(p.numel() for p in model.parameters()) == published[name]  # the Hub's count of safetensors' parameters
+
+
+def with_gradients(model, ids):
+    model.train().zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_fused_adapters_compute_the_same(config):
+    model = loading.add_adapter(stand_in.make(config), POCKET.recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.randint(3, config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    loss, gradients = with_gradients(model, ids)
+    assert fast.fuse_adapters(model) == 7 * config.num_hidden_layers
+    fused_loss, fused = with_gradients(model, ids)
+    assert abs(fused_loss - loss) < 1e-5
+    assert all((fused[n] - g).norm() < 1e-4 * g.norm() for n, g in gradients.items())
+    with torch.no_grad(), model.disable_adapter():
+        model(input_ids=ids)  # falls back to peft's own forward
+
+
+def test_adapters_with_dropout_are_left_alone(config):
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert fast.fuse_adapters(get_peft_model(stand_in.make(config), adapter)) == 0
