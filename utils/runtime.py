@@ -53,6 +53,8 @@ QUIET_LOGS = [
     # bitsandbytes on CPUs with AVX512_BF16 asks for the package `kernels`, which must not be installed: it
     # downloads native code at import. The built-in kernels are used instead.
     ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward"),
+    # model.dequantize() tells the dtype that the model has anyway.
+    ("transformers.integrations.bitsandbytes", r"The modules are dequantized in"),
 ]
 
 
