@@ -82,7 +82,7 @@ def check(model, folder: Path, renamed: bool = False) -> None:
     Raises:
         Stop: says the difference and the mend.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     made, name = papers(folder), base.config._name_or_path
     _check_name(name, made, renamed)
     if difference := _shape_difference(base, folder):
@@ -94,7 +94,7 @@ def check(model, folder: Path, renamed: bool = False) -> None:
         and commit not in (None, made["revision"])
     ):
         raise Stop(
-            f"The adapter was made for revision {made['revision'][:8]} of {name}; this is {commit[:8]}. {_load(made)}"
+            f"The adapter was made for revision {made['revision'][:8]} of {_last(name)}; this is {commit[:8]}. {_load(made)}"
         )
     found = loading.fingerprint(base)
     if made["fingerprint"] not in ("", found):

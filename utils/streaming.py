@@ -65,7 +65,7 @@ def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> I
 
 def cache_argument(model) -> str:
     """What `model` calls its KV cache: `past_key_values`, and `cache` from transformers 5.24 on."""
-    forward = (model.get_base_model() if hasattr(model, "peft_config") else model).forward
+    forward = (model.get_base_model() if hasattr(model, "get_base_model") else model).forward
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
