@@ -87,15 +87,10 @@ def check(model, folder: Path, renamed: bool = False) -> None:
     _check_name(name, made, renamed)
     if difference := _shape_difference(base, folder):
         raise Stop(f"This base has another shape than the adapter's: {difference}. {_load(made)}")
-    commit = getattr(base.config, "_commit_hash", None)
-    if (
-        made["base"] == name
-        and re.fullmatch("[0-9a-f]{40}", made["revision"])
-        and commit not in (None, made["revision"])
-    ):
-        raise Stop(
-            f"The adapter was made for revision {made['revision'][:8]} of {_last(name)}; this is {commit[:8]}. {_load(made)}"
-        )
+    ours, theirs = getattr(base.config, "_commit_hash", None), made["revision"]
+    if made["base"] == name and re.fullmatch("[0-9a-f]{40}", theirs) and ours not in (None, theirs):
+        told = f"The adapter was made for revision {theirs[:8]} of {_last(name)}; this is {ours[:8]}"
+        raise Stop(f"{told}. {_load(made)}")
     found = loading.fingerprint(base)
     if made["fingerprint"] not in ("", found):
         told = f"The adapter was made for a base with fingerprint {made['fingerprint']}; this one has {found}"

@@ -13,7 +13,7 @@ from utils.runtime import Stop
 from utils.streaming import Sampling
 
 REDRAW = 0.05  # seconds between two messages to the page: faster than eyes, slower than tokens
-BOX = "border:1px solid #BDBDBD;border-radius:4px;padding:6px;min-height:3.2em;white-space:pre-wrap"
+BOX = "border:1px solid #BDBDBD;border-radius:4px;padding:6px;min-height:3em;line-height:1.4;white-space:pre-wrap"
 
 
 def answer_html(title: str, text: str, kind: str) -> str:
@@ -30,8 +30,9 @@ def history_html(history: Sequence[dict]) -> str:
         "<tr>" + "".join(f'<td style="padding:2px 10px 2px 0;vertical-align:top">{escape(e[c])}</td>' for c in cells)
         for e in reversed(history)
     )
-    head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("asked", "base", "fine-tuned", "how"))
-    return f'<table class="playground-history"><tr>{head}</tr>{rows}</table>'
+    widths = {"asked": 25, "base": 40, "fine-tuned": 20, "how": 15}
+    head = "".join(f'<th style="text-align:left;width:{share}%">{title}</th>' for title, share in widths.items())
+    return f'<table class="playground-history" style="width:100%;line-height:1.4"><tr>{head}</tr>{rows}</table>'
 
 
 def how(sampling: Sampling) -> str:
@@ -60,7 +61,8 @@ class Playground:
         import ipywidgets as w
 
         self.model, self.tokenizer, self.history = model, tokenizer, []
-        self._thread, self._stopped, self._starting = None, threading.Event(), threading.Lock()
+        self.message, self._thread = "", None
+        self._stopped, self._starting = threading.Event(), threading.Lock()
         wide, label = w.Layout(width="98%"), {"description_width": "110px"}
         self.question = w.Textarea(question, description="question", placeholder="Ask something", rows=2, layout=wide)
         self.input = w.Text("", description="input", placeholder="(often empty)", layout=wide)
@@ -148,5 +150,6 @@ class Playground:
         self.adapter.value = answer_html("fine-tuned", adapter, "adapter")
 
     def _tell(self, text: str, wrong: bool = False) -> None:
+        self.message = text
         colour = "#B00020" if wrong else "#595959"
         self.status.value = f'<span class="playground-status" style="color:{colour}">{escape(text)}</span>'

@@ -1,10 +1,11 @@
 """JupyterLab in a headless Chromium: a server of our own on this machine alone, and a page to look at and to click.
 
     with browser.lab(folder) as page:
-        browser.run_all(page, "notebooks/06_inference.ipynb")
+        browser.open_notebook(page, "notebooks/06_inference.ipynb")
+        browser.run_all(page)
 
-The server listens on 127.0.0.1 with a token, on a free port, with all its files in a temporary folder, and is ended with
-the kernels that it started when the block is left.
+The server listens on 127.0.0.1 with a token, on a free port, with all its files in a temporary folder. When the block
+is left it is ended, with the kernels that it started.
 """
 
 import contextlib
@@ -21,6 +22,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else only the cells in sight are on the page
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network, no question
+}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -43,16 +48,17 @@ def lab(root: Path, width: int = 1300, height: int = 1000) -> Iterator:
     """A browser page (playwright's Page) with `root` served by JupyterLab; `page.lab` is the server's address."""
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own, _server(root, Path(own)) as address:
-        with sync_playwright() as play:
-            arguments = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)
-            chromium = play.chromium.launch(executable_path=_chromium(), args=arguments, env={**os.environ, "HOME": own})
-            try:
-                page = chromium.new_page(viewport={"width": width, "height": height})
-                page.lab = address
-                yield page
-            finally:
-                chromium.close()
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        address = stack.enter_context(_server(root, Path(own)))
+        play = stack.enter_context(sync_playwright())
+        arguments = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)
+        environment = {**os.environ, "HOME": own}
+        chromium = play.chromium.launch(executable_path=_chromium(), args=arguments, env=environment)
+        stack.callback(chromium.close)
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        page.lab = address
+        yield page
 
 
 @contextlib.contextmanager
@@ -60,7 +66,10 @@ def _server(root: Path, own: Path) -> Iterator[str]:
     token = secrets.token_hex(16)
     folders = {f"JUPYTER_{kind}_DIR": str(own / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     settings = own / "settings"
-    settings.mkdir()
+    for name, content in SETTINGS.items():
+        path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"),
         *(f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}", "--ServerApp.open_browser=False"),
@@ -69,7 +78,6 @@ def _server(root: Path, own: Path) -> Iterator[str]:
     ]
     environment = {**os.environ, **folders, "HOME": str(own), "IPYTHONDIR": str(own / "ipython")}
     with open(own / "log", "w") as log:
-        # A session of its own, so that its kernels can be ended with it.
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         yield _address(server, own, token)
@@ -91,8 +99,8 @@ def _address(server, own: Path, token: str, seconds: float = 60) -> str:
 
 
 def _end(server) -> None:
-    """End the server and whatever it has started (kernels have process groups of their own, but its session)."""
-    family = [pid for pid in _session(server.pid) if pid != server.pid]
+    """End the server and whatever it has started (kernels have sessions of their own)."""
+    family = descendants(server.pid)
     server.send_signal(signal.SIGTERM)  # ends its kernels, too
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(10)
@@ -102,8 +110,8 @@ def _end(server) -> None:
     server.wait()
 
 
-def _session(leader: int) -> list[int]:
-    """The server's descendants, as far as this system tells (Linux: /proc)."""
+def descendants(leader: int) -> list[int]:
+    """The processes that a process has started, and they in turn, as far as this system tells (Linux: /proc)."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
@@ -116,16 +124,51 @@ def _session(leader: int) -> list[int]:
     return found
 
 
+def without_outputs(notebook: Path, folder: Path) -> Path:
+    """A copy of a notebook that has not been run, so that what is on the page was made there."""
+    import nbformat
+
+    copy = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(copy, folder / notebook.name)
+    return folder / notebook.name
+
+
+def started(page) -> None:
+    """Open JupyterLab itself, and wait until it stands."""
+    page.goto(page.lab.format(""))
+    page.wait_for_selector(".jp-Launcher", timeout=60_000)
+
+
 def open_notebook(page, path: str) -> None:
     """Open a notebook, given from the served folder, and wait for its kernel."""
     page.goto(page.lab.format(path))
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # the status bar; while it says Connecting, nothing runs
+
+
+ENDED = """() => {
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+  const error = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
+  return error ? error.innerText : prompts.every(e => /\\[\\d+\\]/.test(e.innerText)) && 'all'
+}"""
+
+
+def start_all(page) -> None:
+    """Run all cells: the menu's command."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
 def run_all(page, seconds: float = 600) -> None:
-    """Run all cells, and wait until the kernel has nothing more to do."""
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='busy']", timeout=30_000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=1000 * seconds)
+    """Run all cells and wait until each has its number.
+
+    Raises:
+        AssertionError: a cell failed.
+    """
+    start_all(page)
+    ended = page.wait_for_function(ENDED, timeout=1000 * seconds, polling=250).json_value()
+    assert ended == "all", ended
