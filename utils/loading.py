@@ -9,7 +9,7 @@ from utils.profile import Recipe, capability, compute_dtype
 from utils.runtime import Stop
 
 
-def load_tokenizer(base: str):
+def load_tokenizer(base: str, revision: str = "main"):
     """The tokenizer of `base` (folder or Hub name), padding on the left, as generation in batches needs it.
 
     Llama has no padding token. `<unk>` takes its place: a new token would need a new row in the embedding, and EOS as
@@ -20,19 +20,20 @@ def load_tokenizer(base: str):
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _explained(AutoTokenizer.from_pretrained, base)
+    tokenizer = _explained(AutoTokenizer.from_pretrained, base, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
 
 
-def load_base(base: str, four_bit: bool = True):
+def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     """The model of `base` on the GPU, or on the CPU without one; linear layers in NF4 with double quantization.
 
     Args:
         base: a folder with config.json and safetensors, or a Hub name.
         four_bit: False loads the weights as they are, in this machine's compute dtype.
+        revision: of a Hub repository: a commit, a tag, a branch.
 
     Raises:
         Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
@@ -47,6 +48,7 @@ def load_base(base: str, four_bit: bool = True):
     model = _explained(
         AutoModelForCausalLM.from_pretrained,
         base,
+        revision=revision,
         dtype=dtype,
         quantization_config=quantization if four_bit else None,
         # Never "auto", which moves layers to the CPU without a word when an older model still fills the GPU.

@@ -31,6 +31,7 @@ COLAB = {
     "packaging": "26.3",
     "scipy": "1.16.3",
     "pandas": "2.2.3",
+    "ipywidgets": "7.7.1",
     "tqdm": "4.67.3",
     "filelock": "3.32.3",
 }

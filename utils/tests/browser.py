@@ -1,0 +1,174 @@
+"""JupyterLab in a headless Chromium: a server of our own on this machine alone, and a page to look at and to click.
+
+    with browser.lab(folder) as page:
+        browser.open_notebook(page, "notebooks/06_inference.ipynb")
+        browser.run_all(page)
+
+The server listens on 127.0.0.1 with a token, on a free port, with all its files in a temporary folder. When the block
+is left it is ended, with the kernels that it started.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else only the cells in sight are on the page
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network, no question
+}
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def missing() -> str:
+    """Why no browser can be used here, or ""."""
+    try:
+        import jupyterlab  # noqa: F401
+        import playwright.sync_api  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return "" if _chromium() else "no Chromium is installed (Debian: apt-get install chromium)"
+
+
+def _chromium() -> str:
+    return next(filter(None, map(shutil.which, CHROMIUM)), "")
+
+
+@contextlib.contextmanager
+def lab(root: Path, width: int = 1300, height: int = 1000) -> Iterator:
+    """A browser page (playwright's Page) with `root` served by JupyterLab; `page.lab` is the server's address."""
+    from playwright.sync_api import sync_playwright
+
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        address = stack.enter_context(_server(root, Path(own)))
+        play = stack.enter_context(sync_playwright())
+        arguments = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)
+        environment = {**os.environ, "HOME": own}
+        chromium = play.chromium.launch(executable_path=_chromium(), args=arguments, env=environment)
+        stack.callback(chromium.close)
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        page.lab = address
+        yield page
+
+
+@contextlib.contextmanager
+def _server(root: Path, own: Path) -> Iterator[str]:
+    token = secrets.token_hex(16)
+    folders = {f"JUPYTER_{kind}_DIR": str(own / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    settings = own / "settings"
+    for name, content in SETTINGS.items():
+        path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"),
+        *(f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}", "--ServerApp.open_browser=False"),
+        *(f"--LabApp.user_settings_dir={settings}", f"--LabApp.workspaces_dir={own / 'workspaces'}"),
+        *("--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
+    ]
+    environment = {**os.environ, **folders, "HOME": str(own), "IPYTHONDIR": str(own / "ipython")}
+    with open(own / "log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield _address(server, own, token)
+    finally:
+        _end(server)
+
+
+def _address(server, own: Path, token: str, seconds: float = 60) -> str:
+    """http://127.0.0.1:PORT/...?token=..., once it answers."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        for path in (own / "runtime").glob("jpserver-*.json"):
+            with contextlib.suppress(ValueError, OSError):
+                url = json.loads(path.read_text())["url"]
+                urllib.request.urlopen(f"{url}api/status?token={token}", timeout=5).close()
+                return f"{url}lab/tree/{{}}?token={token}"
+        time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start: {(own / 'log').read_text()[-2000:]}")
+
+
+def _end(server) -> None:
+    """End the server and whatever it has started (kernels have sessions of their own)."""
+    family = descendants(server.pid)
+    server.send_signal(signal.SIGTERM)  # ends its kernels, too
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(10)
+    for pid in [server.pid, *family]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    server.wait()
+
+
+def descendants(leader: int) -> list[int]:
+    """The processes that a process has started, and they in turn, as far as this system tells (Linux: /proc)."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, _, rest = path.read_text().partition(" (")
+            parents[int(pid)] = int(rest.rpartition(") ")[2].split()[1])
+    found, new = [], [leader]
+    while new:
+        new = [pid for pid, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def without_outputs(notebook: Path, folder: Path) -> Path:
+    """A copy of a notebook that has not been run, so that what is on the page was made there."""
+    import nbformat
+
+    copy = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(copy, folder / notebook.name)
+    return folder / notebook.name
+
+
+def started(page) -> None:
+    """Open JupyterLab itself, and wait until it stands."""
+    page.goto(page.lab.format(""))
+    page.wait_for_selector(".jp-Launcher", timeout=60_000)
+
+
+def open_notebook(page, path: str) -> None:
+    """Open a notebook, given from the served folder, and wait for its kernel."""
+    page.goto(page.lab.format(path))
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # the status bar; while it says Connecting, nothing runs
+
+
+ENDED = """() => {
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+  const error = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
+  return error ? error.innerText : prompts.every(e => /\\[\\d+\\]/.test(e.innerText)) && 'all'
+}"""
+
+
+def start_all(page) -> None:
+    """Run all cells: the menu's command."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def run_all(page, seconds: float = 600) -> None:
+    """Run all cells and wait until each has its number.
+
+    Raises:
+        AssertionError: a cell failed.
+    """
+    start_all(page)
+    ended = page.wait_for_function(ENDED, timeout=1000 * seconds, polling=250).json_value()
+    assert ended == "all", ended
