@@ -63,6 +63,10 @@ LEVERS = [  # (setting, (batch, length) of each measurement, gradients against f
     (replace(FAST, liger=False, checkpoint="none"), ONE, False),
     (replace(FAST, checkpoint="offload"), ONE, False),
     (replace(FAST, liger_first=True, fused=False, checkpoint="none"), ONE, False),
+    (replace(FAST, any_attention=True, checkpoint="none"), ONE, False),
+    (replace(FAST, any_attention=True), ONE, False),
+    (replace(FAST, any_attention=True, fused=False, checkpoint="none"), ONE, False),
+    (replace(USUAL, any_attention=True), ONE, False),
 ]
 
 
@@ -81,19 +85,22 @@ class Bench:
             self.config, recipe = stand_in.config("llama-2-7b"), PROFILES["llama-2-7b"].recipe
         self.recipe: Recipe = replace(recipe, accumulation=1)
         self.tokenizer = loading.load_tokenizer(PROFILES["pocket"].base)  # only its padding token is used
-        self.figures = {"rules": self.rules(), "missing": []}
+        self.figures = {"rules": self.rules(), "missing": [], "left_over_gib": []}
+
+    def build(self, recipe: Recipe, setting: Setting):
+        """A fresh model. What earlier ones left on the GPU, which should be nothing, goes into the record."""
+        measure.free()
+        self.figures["left_over_gib"].append(measure.allocated())
+        return measure.build(self.config, recipe, setting)
 
     def rules(self) -> dict:
-        import torch
-
         if not self.gpu:
             return {"device": "cpu"}
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
         from importlib.metadata import version
 
         extra = {name: version(name) for name in ("liger-kernel", "triton", "accelerate")}
-        return {"dtype": "float16", "attention": "memory-efficient", "cap_gib": T4_GIB} | extra
+        attention = "memory-efficient, except in settings with any_attention"
+        return {"dtype": "float16", "attention": attention, "cap_gib": T4_GIB} | extra
 
     def cap(self, on: bool) -> None:
         import torch
@@ -161,7 +168,7 @@ class Bench:
 def grid(bench: Bench) -> None:
     """Peaks and times of the fast recipe, one model for all."""
     setting = replace(FAST, liger=bench.gpu)
-    model = measure.build(bench.config, bench.recipe, setting)
+    model = bench.build(bench.recipe, setting)
     bench.figures["configurations"] = []
     wanted = [(kind, *shape) for kind, shapes in GRID.items() for shape in shapes]
     for kind, batch, length in sorted(wanted, key=lambda w: -w[1] * w[2]):
@@ -200,7 +207,7 @@ def levers(bench: Bench) -> None:
 
 def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
     with rotary_restored():
-        model = measure.build(bench.config, bench.recipe, setting)
+        model = bench.build(bench.recipe, setting)
         for batch, length in shapes:
             steps = (2, 4, 4) if (batch, length) == (1, 2048) and not bench.options.quick else None
             if found := bench.train(model, setting, batch, length, steps):
@@ -278,7 +285,7 @@ def fp32_gradients(bench: Bench):
 
     setting = Setting(upcast=True, liger=False, fused=False)
     with rotary_restored():
-        model = measure.build(bench.config, bench.recipe, setting)
+        model = bench.build(bench.recipe, setting)
         for module in model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 import torch
@@ -372,7 +379,7 @@ def real(bench: Bench) -> None:
         recipe = replace(bench.recipe, batch_size=batch, max_length=pack)
         steps = (1, 1, 2) if bench.options.quick else (2, 2, 20 if batch > 1 else 10)
         with rotary_restored():
-            model = measure.build(bench.config, recipe, setting)
+            model = bench.build(recipe, setting)
             bench.cap(True)
             found = bench.attempt(model, encoded, recipe, setting, steps)
             del model
@@ -473,6 +480,9 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(options)
     {"grid": grid, "levers": levers, "real": real}[options.part](bench)
     bench.save()
+    if (left := max(bench.figures["left_over_gib"], default=0.0)) > 0.01:
+        print(f"Earlier configurations left {left:.2f} GiB on the GPU: the peaks of this record are too high")
+        return 1
     return 0
 
 

@@ -25,10 +25,12 @@ class Setting:
     compiled: bool = False  # each decoder layer by torch.compile
     double_quant: bool = True
     packed: bool = False  # rows are packs with `seq_lengths`
+    any_attention: bool = False  # FlashAttention and cuDNN's, too, which a T4 has not
 
     @property
     def name(self) -> str:
-        on = [n for n in ("upcast", "liger", "liger_first", "fused", "compiled", "packed") if getattr(self, n)]
+        names = ("upcast", "liger", "liger_first", "fused", "compiled", "packed", "any_attention")
+        on = [n for n in names if getattr(self, n)]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
 
@@ -78,7 +80,7 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         _synchronize()
         self.useful.append(0)
-        self.memory.append([_allocated()])
+        self.memory.append([allocated()])
         _reset_peak()
         self.began = time.perf_counter()
         self.profile = kernels.profiled(self.times) if state.global_step >= self.until else None
@@ -119,8 +121,9 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 
     watch = Watch(*steps)
     watch.gradients = gradients
+    _choose_attention(setting.any_attention)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = _allocated()
+    resident = allocated()
     with tempfile.TemporaryDirectory() as folder:
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
@@ -175,8 +178,13 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 def settle(model) -> None:
     """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
     from accelerate.state import AcceleratorState
+    from bitsandbytes.optim import GlobalOptimManager
 
     base = model.get_base_model()
+    # For an 8-bit optimizer transformers enters each embedding in a list of the process, which keeps it from then on.
+    GlobalOptimManager.get_instance().initialize()
+    # A model that says it is prepared is not prepared again: the next trainer would compute without autocast.
+    model.__dict__.pop("_is_accelerate_prepared", None)
     for module in (model, model.base_model, base):  # forwards of trl, of Liger's loss, and of mixed precision
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
@@ -199,14 +207,23 @@ def free() -> None:
 
     gc.collect()
     if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+
+
+def _choose_attention(fastest: bool) -> None:
+    """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU."""
+    import torch
+
+    torch.backends.cuda.enable_flash_sdp(fastest)
+    torch.backends.cuda.enable_cudnn_sdp(fastest)
 
 
 def _trainer(fused_loss: bool, watch: Watch):
     class Trainer(fast.trainer_class(fused_loss)):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
-            watch.memory[-1] += [_allocated(), _peak()[0]]
+            watch.memory[-1] += [allocated(), _peak()[0]]
             return loss
 
         def training_step(self, model, inputs, *args, **kwargs):
@@ -219,10 +236,11 @@ def _trainer(fused_loss: bool, watch: Watch):
     return Trainer
 
 
-def _allocated() -> float:
+def allocated() -> float:
+    """GiB of tensors on the GPU now; 0 without one."""
     import torch
 
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    return torch.cuda.memoryallocated() / GIB if torch.cuda.is_available() else 0.0
 
 
 def _peak() -> tuple[float, float]:
@@ -231,7 +249,7 @@ def _peak() -> tuple[float, float]:
 
     if not torch.cuda.is_available():
         return 0.0, 0.0
-    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+    return torch.cuda.max_memoryallocated() / GIB, torch.cuda.max_memory_reserved() / GIB
 
 
 def _reset_peak() -> None:
