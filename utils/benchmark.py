@@ -218,8 +218,9 @@ def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
 
 
 def rates(bench: Bench) -> dict:
-    """The planner's two rates: 16-bit matrix products, and bytes moved; and the rate of bitsandbytes' dequantize."""
+    """The planner's rates: 16-bit matrix products, causal attention (forward and backward), bytes, dequantize."""
     import torch
+    import torch.nn.functional as F
     from bitsandbytes import functional
 
     device = "cuda" if bench.gpu else "cpu"
@@ -231,7 +232,15 @@ def rates(bench: Bench) -> dict:
     packed, state = functional.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
     out = torch.empty_like(a)
     n, m = size, w.shape[0]
+    heads, length = (32, 2048) if bench.gpu else (4, 128)
+    q, k, v = torch.randn(3, 1, heads, length, 128, device=device, dtype=dtype, requires_grad=True)
+    measure.choose_attention(False)
+
+    def attend():
+        F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(q.detach())
+
     return {
+        "attention_tflops_2048": 7 * length**2 * heads * 128 / seconds(attend) / 1e12,  # 4 + 10, half of it masked
         "matmul_tflops_square": 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out)) / 1e12,
         "matmul_tflops_2048_4096_11008": 2 * x.shape[0] * x.shape[1] * m / seconds(lambda: x @ w.t()) / 1e12,
         "copy_gb_per_s": 2 * out.nbytes / seconds(lambda: out.copy_(a)) / 1e9,

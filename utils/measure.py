@@ -121,7 +121,7 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 
     watch = Watch(*steps)
     watch.gradients = gradients
-    _choose_attention(setting.any_attention)
+    choose_attention(setting.any_attention)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
     resident = allocated()
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +211,7 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def _choose_attention(fastest: bool) -> None:
+def choose_attention(fastest: bool) -> None:
     """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU."""
     import torch
 
