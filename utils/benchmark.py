@@ -249,24 +249,18 @@ def rates(bench: Bench) -> dict:
 
 
 def seconds(work, repeats: int = 20) -> float:
-    """Seconds of `work`, the best of three times `repeats` calls; on a GPU by its own clock."""
+    """Seconds of `work`, the best of three times `repeats` calls; on a GPU those in which it is busy."""
     import torch
 
-    best = float("inf")
-    for _ in range(4):  # the first warms up
-        if torch.cuda.is_available():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            for _ in range(repeats):
+    work()
+    found = []
+    for _ in range(3):
+        times, started = [], time.perf_counter()
+        with kernels.profiled(times):
+            for _ in range(repeats if torch.cuda.is_available() else 1):
                 work()
-            end.record()
-            torch.cuda.synchronize()
-            best = min(best, begin.elapsed_time(end) / 1e3 / repeats)
-        else:
-            started = time.perf_counter()
-            work()
-            best = min(best, time.perf_counter() - started)
-    return best
+        found.append(times[0].busy / 1e3 / repeats if times else time.perf_counter() - started)
+    return min(found)
 
 
 def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
