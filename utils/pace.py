@@ -1,0 +1,62 @@
+"""How long a step takes: floating-point operations and bytes moved, from a configuration, over measured rates."""
+
+from utils import planner
+from utils.profile import Recipe
+
+ADAM = 6e-6  # seconds of bitsandbytes' 8-bit Adam for one adapter matrix on an H100: too small to fill the GPU
+
+
+def flop(config, rank: int, length: int) -> dict[str, int]:
+    """Floating-point operations of one row of `length` tokens, by part, in the forward and in the backward pass.
+
+    A product of tokens x inputs with inputs x outputs takes 2 operations a token, input and output. Frozen weights need
+    no gradient, so their backward pass costs as much as their forward pass and not twice as much; adapters need it.
+    Attention counts every pair of positions, as torch's counter does; kernels that know the causal mask do half.
+    """
+    sizes, layers = planner.shapes(config), config.num_hidden_layers
+    base = 2 * length * layers * sum(outputs * inputs for outputs, inputs in sizes.values())
+    adapters = 2 * length * layers * rank * sum(map(sum, sizes.values()))
+    head = 2 * length * config.hidden_size * config.vocab_size
+    attention = 4 * length**2 * layers * sizes["q_proj"][0]
+    return {
+        "base": base,
+        "base, backward": base,
+        "adapters": adapters,
+        "adapters, backward": 2 * adapters,
+        "head": head,
+        "head, backward": head,
+        "attention": attention,
+        "attention, backward": 2 * attention,
+    }
+
+
+def seconds(config, recipe: Recipe, rates: dict, checkpoint: str | int = "", element: int = 2) -> dict[str, float]:
+    """GPU seconds of a step of one forward and backward pass in the fast recipe (Liger, fused adapters, no upcast).
+
+    With accumulation all but "optimizer" is taken so many times.
+
+    Args:
+        rates: the figures of `python -m utils.benchmark levers` under `rates`, of the GPU in question.
+        checkpoint: see `planner.memory`; what is recomputed costs its forward pass again.
+    """
+    checkpoint = checkpoint or ("all" if recipe.gradient_checkpointing else "none")
+    layers, batch, length = config.num_hidden_layers, recipe.batch_size, recipe.max_length
+    again = sum(planner.recomputed(checkpoint, i) for i in range(layers)) / layers
+    work = flop(config, recipe.rank, length)
+    products = work["base"] * (2 + again) + 2 * work["head"]
+    # Kernels skip what the causal mask hides; the backward pass computes the scores anew: 5 products for 2.
+    attention = work["attention"] / 2 * (3.5 + again)
+    sizes = planner.shapes(config)
+    hidden, inner, ends = config.hidden_size, config.intermediate_size, sum(map(sum, sizes.values()))
+    # Times that a number is read or written, a token and layer. An adapter's products are so narrow that they wait for
+    # memory: inputs and outputs twice a pass. Norms 4 and 6, rotary 4 and 4, sums 6 and 15; SwiGLU 3 and 5.
+    forward, backward = 2 * ends + 14 * hidden + 3 * inner, 2 * ends + 25 * hidden + 5 * inner
+    moved = layers * length * element * (forward * (1 + again) + backward)
+    numbers = layers * sum(outputs * inputs for outputs, inputs in sizes.values())
+    return {
+        "matmul": batch * products / (rates["matmul_tflops_2048_4096_11008"] * 1e12),
+        "attention": batch * attention / (rates["attention_tflops_2048"] * 1e12),
+        "memory": batch * moved / (rates["copy_gb_per_s"] * 1e9),
+        "dequantize": numbers * (2 + again) / (rates["dequantize_gweights_per_s"] * 1e9),
+        "optimizer": ADAM * len(planner.adapter(config, recipe.rank)),
+    }
