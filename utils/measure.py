@@ -1,6 +1,7 @@
 """One training configuration measured: peak memory, GPU-busy time, wall time, through the trainer that trains."""
 
 import gc
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -68,7 +69,7 @@ class Watch(TrainerCallback):
         self.warm, self.until = warm, warm + timed
         self.steps = self.until + profiled
         self.seconds, self.times, self.skipped, self.gradients = [], [], 0, None
-        self.losses, self.useful, self.trainer, self.profile = [], [], None, None
+        self.losses, self.useful, self.profile = [], [], None
         self.memory = []  # of each step, in GiB: before, after the forward pass, peaks of the forward pass and of all
 
     def close(self) -> None:
@@ -97,14 +98,14 @@ class Watch(TrainerCallback):
             self.gradients.update(found)
             control.should_training_stop = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         _synchronize()
         self.memory[-1].append(_peak()[0])
         if self.profile:
             self.close()
         elif state.global_step > self.warm:
             self.seconds.append(time.perf_counter() - self.began)
-        self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
 
 
 def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), mixed=True, gradients=None):
@@ -139,7 +140,6 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
                 trainer.remove_callback(callback)
         if isinstance(setting.checkpoint, int):
             trainer.add_callback(fast.CheckpointEvery(setting.checkpoint))
-        watch.trainer = trainer
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # trl has made them bf16
@@ -250,6 +250,16 @@ def _peak() -> tuple[float, float]:
     if not torch.cuda.is_available():
         return 0.0, 0.0
     return torch.cuda.max_memoryallocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+
+
+def process_peak() -> float:
+    """Most memory that this process has held, in GiB; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def _reset_peak() -> None:

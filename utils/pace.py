@@ -1,9 +1,14 @@
-"""How long a step takes: floating-point operations and bytes moved, from a configuration, over measured rates."""
+"""How long a step takes, by operations and bytes over measured rates; and the fastest recipe that fits a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 from utils import planner
 from utils.profile import Recipe
+from utils.runtime import Stop
 
 ADAM = 6e-6  # seconds of bitsandbytes' 8-bit Adam for one adapter matrix on an H100: too small to fill the GPU
+MARGIN = 1.03  # of the planner's peaks: they were within 3 % of those measured
 
 
 def flop(config, rank: int, length: int) -> dict[str, int]:
@@ -60,3 +65,47 @@ def seconds(config, recipe: Recipe, rates: dict, checkpoint: str | int = "", ele
         "dequantize": numbers * (2 + again) / (rates["dequantize_gweights_per_s"] * 1e9),
         "optimizer": ADAM * len(planner.adapter(config, recipe.rank)),
     }
+
+
+def fit(
+    config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict, **settings
+) -> tuple[Recipe, str | int]:
+    """The fastest batch, accumulation and checkpointing that fit into `gib` of GPU memory, by the planner's prediction.
+
+    Rows an optimizer step stay as the recipe has them. The length becomes that of the longest row, in steps of 64, and
+    is halved only if nothing else fits: longer rows would then be left out.
+
+    Args:
+        rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
+        settings: `liger`, `upcast`, `element` of `planner.memory`.
+
+    Returns:
+        the recipe, and what to recompute: "none", "all", or n for every n-th layer.
+
+    Raises:
+        Stop: not even one row of 64 tokens fits.
+    """
+    rows = recipe.batch_size * recipe.accumulation
+    length = min(recipe.max_length, 64 * -(-max(lengths) // 64))
+    sizes = planner.adapter(config, recipe.rank)
+    outside = planner.CONTEXT + planner.optimizer(sizes, recipe.optimizer)["optimizer, paged"]
+    while length >= 64:
+        found = []
+        for batch in (n for n in range(1, rows + 1) if rows % n == 0):
+            for checkpoint in ("none", 4, 2, "all"):
+                tried = replace(
+                    recipe,
+                    batch_size=batch,
+                    accumulation=rows // batch,
+                    max_length=length,
+                    gradient_checkpointing=checkpoint != "none",
+                )
+                peak = sum(planner.memory(config, tried, checkpoint, **settings).values())
+                if MARGIN * peak + outside <= gib * planner.GIB:
+                    times = seconds(config, tried, rates, checkpoint)
+                    pass_s = sum(times.values()) - times["optimizer"]
+                    found.append((tried.accumulation * pass_s, batch, tried, checkpoint))
+        if found:
+            return min(found, key=lambda f: f[:2])[2:]
+        length //= 2
+    raise Stop(f"Not even one row of 64 tokens fits into {gib} GiB. Take a smaller base")
