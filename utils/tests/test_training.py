@@ -1,8 +1,10 @@
 """One run: fp32 adapters, the loss of trl, stops that say why, the same run twice, and adapters saved whole."""
 
 import errno
+import gc
 import signal
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import isfinite
@@ -439,3 +441,25 @@ def test_training_in_a_thread_works_without_signals(adapted, tokenizer, encoded)
     with ThreadPoolExecutor(1) as pool:
         log = pool.submit(training.train, adapted, tokenizer, encoded, tiny.RECIPE, False).result()
     assert len(log) == 6
+
+
+def test_a_second_run_on_the_same_model_is_prepared_again(adapted, tokenizer, encoded):
+    """accelerate marks a model and would not prepare it again: in 16 bits the second run would miss autocast."""
+    marks = []
+
+    class Spy(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            marks.append("_is_accelerate_prepared" in adapted.__dict__)
+
+    training.train(adapted, tokenizer, encoded, replace(tiny.RECIPE, steps=1), live=False, callbacks=[Spy()])
+    assert marks == [True]
+    assert not {"_is_accelerate_prepared", "forward", "_original_forward"} & adapted.__dict__.keys()
+
+
+def test_a_model_that_was_trained_can_be_freed(base, tokenizer, encoded):
+    model = loading.add_adapter(loading.load_base(base), tiny.RECIPE)
+    training.train(model, tokenizer, encoded, replace(tiny.RECIPE, steps=1, optimizer="paged_adamw_8bit"), live=False)
+    embedding = weakref.ref(model.get_input_embeddings())
+    del model
+    gc.collect()
+    assert embedding() is None
