@@ -410,6 +410,7 @@ def generation(bench: Bench) -> None:
 
     from utils import loading
 
+    measure.choose_attention(False)
     bench.cap(False)  # a merged 7B in 16 bits does not fit a T4 with anything beside it
     new, prompt = (4, 8) if bench.options.quick else (32, 128)
     for kind in ("4-bit, fp32 adapter", "4-bit, 16-bit adapter", "merged, 16-bit"):

@@ -198,6 +198,7 @@ def settle(model) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     AcceleratorState._reset_state(reset_partial_state=True)
+    choose_attention(True)
     free()
 
 
@@ -212,9 +213,10 @@ def free() -> None:
 
 
 def choose_attention(fastest: bool) -> None:
-    """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU."""
+    """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU. A CPU keeps what it has."""
     import torch
 
+    fastest = fastest or not torch.cuda.is_available()
     torch.backends.cuda.enable_flash_sdp(fastest)
     torch.backends.cuda.enable_cudnn_sdp(fastest)
 

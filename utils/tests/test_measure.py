@@ -60,3 +60,8 @@ def test_a_run_restores_what_it_patched(measured):
     for module in (model, model.base_model, model.get_base_model()):
         assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & module.__dict__.keys()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_run_leaves_attention_as_it_was(measured):
+    measured(SETTINGS[0])
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
