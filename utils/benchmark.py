@@ -63,6 +63,10 @@ LEVERS = [  # (setting, (batch, length) of each measurement, gradients against f
     (replace(FAST, liger=False, checkpoint="none"), ONE, False),
     (replace(FAST, checkpoint="offload"), ONE, False),
     (replace(FAST, liger_first=True, fused=False, checkpoint="none"), ONE, False),
+    (replace(FAST, any_attention=True, checkpoint="none"), ONE, False),
+    (replace(FAST, any_attention=True), ONE, False),
+    (replace(FAST, any_attention=True, fused=False, checkpoint="none"), ONE, False),
+    (replace(USUAL, any_attention=True), ONE, False),
 ]
 
 
@@ -81,19 +85,22 @@ class Bench:
             self.config, recipe = stand_in.config("llama-2-7b"), PROFILES["llama-2-7b"].recipe
         self.recipe: Recipe = replace(recipe, accumulation=1)
         self.tokenizer = loading.load_tokenizer(PROFILES["pocket"].base)  # only its padding token is used
-        self.figures = {"rules": self.rules(), "missing": []}
+        self.figures = {"rules": self.rules(), "missing": [], "left_over_gib": []}
+
+    def build(self, recipe: Recipe, setting: Setting):
+        """A fresh model. What earlier ones left on the GPU, which should be nothing, goes into the record."""
+        measure.free()
+        self.figures["left_over_gib"].append(measure.allocated())
+        return measure.build(self.config, recipe, setting)
 
     def rules(self) -> dict:
-        import torch
-
         if not self.gpu:
             return {"device": "cpu"}
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
         from importlib.metadata import version
 
         extra = {name: version(name) for name in ("liger-kernel", "triton", "accelerate")}
-        return {"dtype": "float16", "attention": "memory-efficient", "cap_gib": T4_GIB} | extra
+        attention = "memory-efficient, except in settings with any_attention"
+        return {"dtype": "float16", "attention": attention, "cap_gib": T4_GIB} | extra
 
     def cap(self, on: bool) -> None:
         import torch
@@ -161,7 +168,7 @@ class Bench:
 def grid(bench: Bench) -> None:
     """Peaks and times of the fast recipe, one model for all."""
     setting = replace(FAST, liger=bench.gpu)
-    model = measure.build(bench.config, bench.recipe, setting)
+    model = bench.build(bench.recipe, setting)
     bench.figures["configurations"] = []
     wanted = [(kind, *shape) for kind, shapes in GRID.items() for shape in shapes]
     for kind, batch, length in sorted(wanted, key=lambda w: -w[1] * w[2]):
@@ -200,7 +207,7 @@ def levers(bench: Bench) -> None:
 
 def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
     with rotary_restored():
-        model = measure.build(bench.config, bench.recipe, setting)
+        model = bench.build(bench.recipe, setting)
         for batch, length in shapes:
             steps = (2, 4, 4) if (batch, length) == (1, 2048) and not bench.options.quick else None
             if found := bench.train(model, setting, batch, length, steps):
@@ -211,8 +218,9 @@ def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
 
 
 def rates(bench: Bench) -> dict:
-    """The planner's two rates: 16-bit matrix products, and bytes moved; and the rate of bitsandbytes' dequantize."""
+    """The planner's rates: 16-bit matrix products, causal attention (forward and backward), bytes, dequantize."""
     import torch
+    import torch.nn.functional as F
     from bitsandbytes import functional
 
     device = "cuda" if bench.gpu else "cpu"
@@ -224,7 +232,15 @@ def rates(bench: Bench) -> dict:
     packed, state = functional.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
     out = torch.empty_like(a)
     n, m = size, w.shape[0]
+    heads, length = (32, 2048) if bench.gpu else (4, 128)
+    q, k, v = (torch.randn(1, heads, length, 128, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    measure.choose_attention(False)
+
+    def attend():
+        torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), q)
+
     return {
+        "attention_tflops_2048": 7 * length**2 * heads * 128 / seconds(attend) / 1e12,  # 4 + 10, half of it masked
         "matmul_tflops_square": 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out)) / 1e12,
         "matmul_tflops_2048_4096_11008": 2 * x.shape[0] * x.shape[1] * m / seconds(lambda: x @ w.t()) / 1e12,
         "copy_gb_per_s": 2 * out.nbytes / seconds(lambda: out.copy_(a)) / 1e9,
@@ -233,24 +249,18 @@ def rates(bench: Bench) -> dict:
 
 
 def seconds(work, repeats: int = 20) -> float:
-    """Seconds of `work`, the best of three times `repeats` calls; on a GPU by its own clock."""
+    """Seconds of `work`, the best of three times `repeats` calls; on a GPU those in which it is busy."""
     import torch
 
-    best = float("inf")
-    for _ in range(4):  # the first warms up
-        if torch.cuda.is_available():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            for _ in range(repeats):
+    work()
+    found = []
+    for _ in range(3):
+        times, started = [], time.perf_counter()
+        with kernels.profiled(times):
+            for _ in range(repeats if torch.cuda.is_available() else 1):
                 work()
-            end.record()
-            torch.cuda.synchronize()
-            best = min(best, begin.elapsed_time(end) / 1e3 / repeats)
-        else:
-            started = time.perf_counter()
-            work()
-            best = min(best, time.perf_counter() - started)
-    return best
+        found.append(times[0].busy / 1e3 / repeats if times else time.perf_counter() - started)
+    return min(found)
 
 
 def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
@@ -278,7 +288,7 @@ def fp32_gradients(bench: Bench):
 
     setting = Setting(upcast=True, liger=False, fused=False)
     with rotary_restored():
-        model = measure.build(bench.config, bench.recipe, setting)
+        model = bench.build(bench.recipe, setting)
         for module in model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 import torch
@@ -372,7 +382,7 @@ def real(bench: Bench) -> None:
         recipe = replace(bench.recipe, batch_size=batch, max_length=pack)
         steps = (1, 1, 2) if bench.options.quick else (2, 2, 20 if batch > 1 else 10)
         with rotary_restored():
-            model = measure.build(bench.config, recipe, setting)
+            model = bench.build(recipe, setting)
             bench.cap(True)
             found = bench.attempt(model, encoded, recipe, setting, steps)
             del model
@@ -400,6 +410,7 @@ def generation(bench: Bench) -> None:
 
     from utils import loading
 
+    measure.choose_attention(False)
     bench.cap(False)  # a merged 7B in 16 bits does not fit a T4 with anything beside it
     new, prompt = (4, 8) if bench.options.quick else (32, 128)
     for kind in ("4-bit, fp32 adapter", "4-bit, 16-bit adapter", "merged, 16-bit"):
@@ -473,6 +484,9 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(options)
     {"grid": grid, "levers": levers, "real": real}[options.part](bench)
     bench.save()
+    if (left := max(bench.figures["left_over_gib"], default=0.0)) > 0.01:
+        print(f"Earlier configurations left {left:.2f} GiB on the GPU: the peaks of this record are too high")
+        return 1
     return 0
 
 

@@ -42,8 +42,9 @@ def fuse_adapters(model) -> int:
     """Let each adapted 4-bit layer compute base and adapter in one autograd node; returns how many layers.
 
     peft's forward makes six kernels out of y = x W^T + s (x A^T) B^T (base, copy, A, B, scaling, sum), and as many
-    again in the backward pass. Here the scaling and the sum happen inside the matrix products (`addmm`). Layers with
-    dropout, a bias, or more than one adapter are left as they are; so is every call without gradients.
+    again in the backward pass. Here the small product is made first and the large one adds to it while it writes
+    (`addmm`); s multiplies the narrow x A^T, and nothing where it is 1. Layers with dropout, a bias, or more than one
+    adapter are left as they are; so is every call without gradients.
     """
     from peft.tuners.lora.bnb import Linear4bit
 
@@ -90,9 +91,11 @@ def _function():
         def forward(ctx, x, weight, state, a, b, scaling):
             flat = x.reshape(-1, x.shape[-1])
             with torch.autocast(x.device.type, enabled=False):
-                y = bnb.matmul_4bit(flat, weight, quant_state=state)
                 down = flat @ a.t()  # tokens x rank
-                y.addmm_(down, b.t(), alpha=scaling)
+                if scaling != 1:
+                    down *= scaling
+                y = down @ b.t()
+                y.addmm_(flat, restored(weight, state, x.dtype).t())  # the sum costs nothing within the large product
             ctx.save_for_backward(flat, down, a, b, weight)
             ctx.state, ctx.scaling = state, scaling
             return y.view(*x.shape[:-1], -1)
@@ -101,13 +104,19 @@ def _function():
         def backward(ctx, grad):
             flat, down, a, b, weight = ctx.saved_tensors
             g = grad.reshape(-1, grad.shape[-1])
-            up = (g @ b).mul_(ctx.scaling)  # tokens x rank
+            up = g @ b  # tokens x rank
+            if ctx.scaling != 1:
+                up *= ctx.scaling
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = g @ bnb.functional.dequantize_4bit(weight.view(-1, 1), ctx.state).to(g.dtype)
-                grad_x.addmm_(up, a)
+                grad_x = up @ a
+                grad_x.addmm_(g, restored(weight, ctx.state, g.dtype))
                 grad_x = grad_x.view(*grad.shape[:-1], -1)
-            return grad_x, None, None, up.t() @ flat, (g.t() @ down).mul_(ctx.scaling), None
+            return grad_x, None, None, up.t() @ flat, g.t() @ down, None
+
+    def restored(weight, state, dtype):
+        """The 4-bit weight as outputs x inputs in `dtype`; `weight` is stored as one column or one row."""
+        return bnb.functional.dequantize_4bit(weight.view(-1, 1), state).to(dtype)
 
     _cached.append(AdapterLinear)
     return AdapterLinear

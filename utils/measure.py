@@ -1,6 +1,7 @@
 """One training configuration measured: peak memory, GPU-busy time, wall time, through the trainer that trains."""
 
 import gc
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,12 @@ class Setting:
     compiled: bool = False  # each decoder layer by torch.compile
     double_quant: bool = True
     packed: bool = False  # rows are packs with `seq_lengths`
+    any_attention: bool = False  # FlashAttention and cuDNN's, too, which a T4 has not
 
     @property
     def name(self) -> str:
-        on = [n for n in ("upcast", "liger", "liger_first", "fused", "compiled", "packed") if getattr(self, n)]
+        names = ("upcast", "liger", "liger_first", "fused", "compiled", "packed", "any_attention")
+        on = [n for n in names if getattr(self, n)]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
 
@@ -66,7 +69,7 @@ class Watch(TrainerCallback):
         self.warm, self.until = warm, warm + timed
         self.steps = self.until + profiled
         self.seconds, self.times, self.skipped, self.gradients = [], [], 0, None
-        self.losses, self.useful, self.trainer, self.profile = [], [], None, None
+        self.losses, self.useful, self.profile = [], [], None
         self.memory = []  # of each step, in GiB: before, after the forward pass, peaks of the forward pass and of all
 
     def close(self) -> None:
@@ -78,7 +81,7 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         _synchronize()
         self.useful.append(0)
-        self.memory.append([_allocated()])
+        self.memory.append([allocated()])
         _reset_peak()
         self.began = time.perf_counter()
         self.profile = kernels.profiled(self.times) if state.global_step >= self.until else None
@@ -95,14 +98,14 @@ class Watch(TrainerCallback):
             self.gradients.update(found)
             control.should_training_stop = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         _synchronize()
         self.memory[-1].append(_peak()[0])
         if self.profile:
             self.close()
         elif state.global_step > self.warm:
             self.seconds.append(time.perf_counter() - self.began)
-        self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
 
 
 def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), mixed=True, gradients=None):
@@ -119,8 +122,9 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 
     watch = Watch(*steps)
     watch.gradients = gradients
+    choose_attention(setting.any_attention)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = _allocated()
+    resident = allocated()
     with tempfile.TemporaryDirectory() as folder:
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
@@ -136,7 +140,6 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
                 trainer.remove_callback(callback)
         if isinstance(setting.checkpoint, int):
             trainer.add_callback(fast.CheckpointEvery(setting.checkpoint))
-        watch.trainer = trainer
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # trl has made them bf16
@@ -175,8 +178,13 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 def settle(model) -> None:
     """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
     from accelerate.state import AcceleratorState
+    from bitsandbytes.optim import GlobalOptimManager
 
     base = model.get_base_model()
+    # For an 8-bit optimizer transformers enters each embedding in a list of the process, which keeps it from then on.
+    GlobalOptimManager.get_instance().initialize()
+    # A model that says it is prepared is not prepared again: the next trainer would compute without autocast.
+    model.__dict__.pop("_is_accelerate_prepared", None)
     for module in (model, model.base_model, base):  # forwards of trl, of Liger's loss, and of mixed precision
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
@@ -190,6 +198,7 @@ def settle(model) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     AcceleratorState._reset_state(reset_partial_state=True)
+    choose_attention(True)
     free()
 
 
@@ -199,14 +208,24 @@ def free() -> None:
 
     gc.collect()
     if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+
+
+def choose_attention(fastest: bool) -> None:
+    """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU. A CPU keeps what it has."""
+    import torch
+
+    fastest = fastest or not torch.cuda.is_available()
+    torch.backends.cuda.enable_flash_sdp(fastest)
+    torch.backends.cuda.enable_cudnn_sdp(fastest)
 
 
 def _trainer(fused_loss: bool, watch: Watch):
     class Trainer(fast.trainer_class(fused_loss)):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
-            watch.memory[-1] += [_allocated(), _peak()[0]]
+            watch.memory[-1] += [allocated(), _peak()[0]]
             return loss
 
         def training_step(self, model, inputs, *args, **kwargs):
@@ -219,10 +238,11 @@ def _trainer(fused_loss: bool, watch: Watch):
     return Trainer
 
 
-def _allocated() -> float:
+def allocated() -> float:
+    """GiB of tensors on the GPU now; 0 without one."""
     import torch
 
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    return torch.cuda.memoryallocated() / GIB if torch.cuda.is_available() else 0.0
 
 
 def _peak() -> tuple[float, float]:
@@ -231,7 +251,17 @@ def _peak() -> tuple[float, float]:
 
     if not torch.cuda.is_available():
         return 0.0, 0.0
-    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+    return torch.cuda.max_memoryallocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+
+
+def process_peak() -> float:
+    """Most memory that this process has held, in GiB; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def _reset_peak() -> None:

@@ -1,5 +1,7 @@
 """A random model must be, byte for byte in size and type, what loading the real one gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,8 +61,9 @@ def with_gradients(model, ids):
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_fused_adapters_compute_the_same(config):
-    model = loading.add_adapter(stand_in.make(config), POCKET.recipe)
+@pytest.mark.parametrize("alpha", [16, 32], ids=["scaling 1", "scaling 2"])
+def test_fused_adapters_compute_the_same(config, alpha):
+    model = loading.add_adapter(stand_in.make(config), replace(POCKET.recipe, lora_alpha=alpha))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,111 @@
+"""How long a step takes, by operations and bytes over measured rates; and the fastest recipe that fits a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from utils import planner
+from utils.profile import Recipe
+from utils.runtime import Stop
+
+ADAM = 6e-6  # seconds of bitsandbytes' 8-bit Adam for one adapter matrix on an H100: too small to fill the GPU
+MARGIN = 1.03  # of the planner's peaks: they were within 3 % of those measured
+
+
+def flop(config, rank: int, length: int) -> dict[str, int]:
+    """Floating-point operations of one row of `length` tokens, by part, in the forward and in the backward pass.
+
+    A product of tokens x inputs with inputs x outputs takes 2 operations a token, input and output. Frozen weights need
+    no gradient, so their backward pass costs as much as their forward pass and not twice as much; adapters need it.
+    Attention counts every pair of positions, as torch's counter does; kernels that know the causal mask do half.
+    """
+    sizes, layers = planner.shapes(config), config.num_hidden_layers
+    base = 2 * length * layers * sum(outputs * inputs for outputs, inputs in sizes.values())
+    adapters = 2 * length * layers * rank * sum(map(sum, sizes.values()))
+    head = 2 * length * config.hidden_size * config.vocab_size
+    attention = 4 * length**2 * layers * sizes["q_proj"][0]
+    return {
+        "base": base,
+        "base, backward": base,
+        "adapters": adapters,
+        "adapters, backward": 2 * adapters,
+        "head": head,
+        "head, backward": head,
+        "attention": attention,
+        "attention, backward": 2 * attention,
+    }
+
+
+def seconds(config, recipe: Recipe, rates: dict, checkpoint: str | int = "", element: int = 2) -> dict[str, float]:
+    """GPU seconds of a step of one forward and backward pass in the fast recipe (Liger, fused adapters, no upcast).
+
+    With accumulation all but "optimizer" is taken so many times.
+
+    Args:
+        rates: the figures of `python -m utils.benchmark levers` under `rates`, of the GPU in question.
+        checkpoint: see `planner.memory`; what is recomputed costs its forward pass again.
+    """
+    checkpoint = checkpoint or ("all" if recipe.gradient_checkpointing else "none")
+    layers, batch, length = config.num_hidden_layers, recipe.batch_size, recipe.max_length
+    again = sum(planner.recomputed(checkpoint, i) for i in range(layers)) / layers
+    work = flop(config, recipe.rank, length)
+    products = work["base"] * (2 + again) + 2 * work["head"]
+    # Kernels skip what the causal mask hides; the backward pass computes the scores anew: 5 products for 2.
+    attention = work["attention"] / 2 * (3.5 + again)
+    sizes = planner.shapes(config)
+    hidden, inner, ends = config.hidden_size, config.intermediate_size, sum(map(sum, sizes.values()))
+    # Times that a number is read or written, a token and layer. An adapter's products are so narrow that they wait for
+    # memory: inputs and outputs twice a pass. Norms 4 and 6, rotary 4 and 4, sums 6 and 15; SwiGLU 3 and 5.
+    forward, backward = 2 * ends + 14 * hidden + 3 * inner, 2 * ends + 25 * hidden + 5 * inner
+    moved = layers * length * element * (forward * (1 + again) + backward)
+    numbers = layers * sum(outputs * inputs for outputs, inputs in sizes.values())
+    return {
+        "matmul": batch * products / (rates["matmul_tflops_2048_4096_11008"] * 1e12),
+        "attention": batch * attention / (rates["attention_tflops_2048"] * 1e12),
+        "memory": batch * moved / (rates["copy_gb_per_s"] * 1e9),
+        "dequantize": numbers * (2 + again) / (rates["dequantize_gweights_per_s"] * 1e9),
+        "optimizer": ADAM * len(planner.adapter(config, recipe.rank)),
+    }
+
+
+def fit(
+    config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict, **settings
+) -> tuple[Recipe, str | int]:
+    """The fastest batch, accumulation and checkpointing that fit into `gib` of GPU memory, by the planner's prediction.
+
+    Rows an optimizer step stay as the recipe has them. The length becomes that of the longest row, in steps of 64, and
+    is halved only if nothing else fits: longer rows would then be left out.
+
+    Args:
+        rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
+        settings: `liger`, `upcast`, `element` of `planner.memory`.
+
+    Returns:
+        the recipe, and what to recompute: "none", "all", or n for every n-th layer.
+
+    Raises:
+        Stop: not even one row of 64 tokens fits.
+    """
+    rows = recipe.batch_size * recipe.accumulation
+    length = min(recipe.max_length, 64 * -(-max(lengths) // 64))
+    sizes = planner.adapter(config, recipe.rank)
+    outside = planner.CONTEXT + planner.optimizer(sizes, recipe.optimizer)["optimizer, paged"]
+    while length >= 64:
+        found = []
+        for batch in (n for n in range(1, rows + 1) if rows % n == 0):
+            for checkpoint in ("none", 4, 2, "all"):
+                tried = replace(
+                    recipe,
+                    batch_size=batch,
+                    accumulation=rows // batch,
+                    max_length=length,
+                    gradient_checkpointing=checkpoint != "none",
+                )
+                peak = sum(planner.memory(config, tried, checkpoint, **settings).values())
+                if MARGIN * peak + outside <= gib * planner.GIB:
+                    times = seconds(config, tried, rates, checkpoint)
+                    pass_s = sum(times.values()) - times["optimizer"]
+                    found.append((tried.accumulation * pass_s, batch, tried, checkpoint))
+        if found:
+            return min(found, key=lambda f: f[:2])[2:]
+        length //= 2
+    raise Stop(f"Not even one row of 64 tokens fits into {gib} GiB. Take a smaller base")
