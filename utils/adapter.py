@@ -56,6 +56,7 @@ def trained(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirror: str 
         mirror: a folder that outlives this machine, such as one on Google Drive. Checkpoints and the adapter are
             copied there, and looked for there.
     """
+    import torch
     from filelock import FileLock
     from peft import PeftModel
 
@@ -74,7 +75,9 @@ def trained(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirror: str 
             return PeftModel.from_pretrained(model, folder).eval()
         model = loading.add_adapter(model, recipe)
         saved = checkpoints.Checkpoints(unfinished, mirror=mirror and Path(mirror) / "checkpoints" / unfinished.name)
-        log = training.train(model, tokenizer, encoded, recipe, live=False, checkpoints=saved)
+        # On a GPU this may take an hour, which wants a picture; without one, notebooks' outputs are compared.
+        live = torch.cuda.is_available()
+        log = training.train(model, tokenizer, encoded, recipe, live=live, checkpoints=saved)
         made = save(model, tokenizer, recipe, rows, {"last": log[-1] if log else {}}, log)
         if made == folder:  # not one that was stopped
             if kept:

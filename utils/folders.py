@@ -27,7 +27,7 @@ def flaw(folder: Path) -> str:
         if not (folder / name).is_file():
             return f"half-written, it has no {name}"
         if _digest(folder / name) != digest:
-            return f"half-written, {name} is not what was saved"
+            return f"damaged, {name} is not what was saved"
     return ""
 
 

@@ -1,13 +1,16 @@
 """kill -9 at any moment, a fresh process, and the same adapter to the last bit."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import nbformat
 import pytest
 
 from utils.runtime import ROOT
+from utils.tests import tiny
 
 
 def start(base: str, folder, where: str = "", mirror: str = "") -> subprocess.CompletedProcess:
@@ -79,3 +82,21 @@ def test_a_new_machine_goes_on_from_the_mirror(base, unbroken, tmp_path):
     on_another = start(base, tmp_path / "another machine", mirror=tmp_path / "drive")
     assert "fetching checkpoint-" in on_another.stdout
     assert ended(on_another) == unbroken
+
+
+def test_the_cell_for_a_new_runtime_needs_only_the_settings(base, tmp_path):
+    """Chapter 04's cell for the morning after, in a process where no other cell but the first two has run."""
+    notebook = nbformat.read(ROOT / "notebooks" / "04_training.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.ROWS))
+    program = [
+        *cells[:2],
+        f"DATA = {str(tmp_path / 'rows.jsonl')!r}",
+        f"from utils import adapter; adapter.OUTPUTS = Path({str(tmp_path)!r})",
+        next(source for source in cells if "adapter.trained(" in source),
+    ]
+    (tmp_path / "morning.py").write_text("\n".join(program))
+    command, place = [sys.executable, str(tmp_path / "morning.py")], ROOT / "notebooks"
+    run = subprocess.run(command, cwd=place, env={**os.environ, "QLORA_BASE": base}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.glob("adapters/*/adapter_model.safetensors"))
