@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import traceback
 from contextlib import contextmanager
 from math import isfinite
 
@@ -68,6 +69,8 @@ def explained(recipe: Recipe):
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
+        # Jupyter keeps the last error, and with it every tensor in its frames: the next try would find no room.
+        traceback.clear_frames(error.__traceback__)
         raise Stop(f"The memory is full. Lower, in this order: {'; '.join(to_lower(recipe))}") from None
     except FileNotFoundError as error:
         raise Stop(

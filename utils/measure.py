@@ -178,14 +178,10 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
 def settle(model) -> None:
     """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
     from accelerate.state import AcceleratorState
-    from bitsandbytes.optim import GlobalOptimManager
 
     base = model.get_base_model()
-    # For an 8-bit optimizer transformers enters each embedding in a list of the process, which keeps it from then on.
-    GlobalOptimManager.get_instance().initialize()
-    # A model that says it is prepared is not prepared again: the next trainer would compute without autocast.
-    model.__dict__.pop("_is_accelerate_prepared", None)
-    for module in (model, model.base_model, base):  # forwards of trl, of Liger's loss, and of mixed precision
+    training.release(model)
+    for module in (model.base_model, base):  # forwards of trl, and of Liger's loss
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
     base.gradient_checkpointing_disable()
@@ -195,8 +191,6 @@ def settle(model) -> None:
         layer.gradient_checkpointing = False
     base.lm_head._forward_hooks.clear()  # from offloading
     base.lm_head._forward_pre_hooks.clear()
-    for parameter in model.parameters():
-        parameter.grad = None
     AcceleratorState._reset_state(reset_partial_state=True)
     choose_attention(True)
     free()

@@ -120,7 +120,7 @@ def train(
             with interrupt:
                 trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         finally:
-            _release(model)
+            release(model)
     done = trainer.state.global_step
     if interrupt.asked and done < trainer.args.max_steps:
         goes_on = " Run this again and it goes on from there." if checkpoints else ""
@@ -133,13 +133,14 @@ def train(
     return log_of(trainer.state.log_history)
 
 
-def _release(model) -> None:
+def release(model) -> None:
     """Take back what a trainer leaves behind, so that the next run on this model, or the next model, starts like it."""
     from bitsandbytes.optim import GlobalOptimManager
 
     # accelerate does not prepare a model twice: the next trainer would compute without autocast.
     for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
         model.__dict__.pop(name, None)
+    model.zero_grad(set_to_none=True)
     # For an 8-bit optimizer transformers enters the embedding in a list of the process, which would keep it alive.
     GlobalOptimManager.get_instance().initialize()
 

@@ -342,6 +342,20 @@ def test_full_memory_names_what_to_lower_in_order(adapted, tokenizer, encoded, m
     assert "rank" not in told  # four is little already
 
 
+def test_full_memory_is_given_back_though_the_error_is_kept(adapted, tokenizer, encoded, monkeypatch):
+    found = []
+
+    def forward(*_, **__):
+        activations = torch.zeros(1000)
+        found.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(adapted.get_base_model().model, "forward", forward)
+    with pytest.raises(runtime.Stop) as kept:
+        training.train(adapted, tokenizer, encoded, tiny.RECIPE)
+    assert kept.value and found[0]() is None
+
+
 def test_other_errors_pass_as_they_are(adapted, tokenizer, encoded, monkeypatch):
     def forward(*_, **__):
         raise RuntimeError("a bug")
