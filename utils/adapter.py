@@ -81,7 +81,10 @@ def trained(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirror: str 
         made = save(model, tokenizer, recipe, rows, {"last": log[-1] if log else {}}, log)
         if made == folder:  # not one that was stopped
             if kept:
-                folders.copy(folder, kept.parent)
+                try:
+                    folders.copy(folder, kept.parent)
+                except OSError as error:  # hours of training must not end in an error because Drive is full
+                    print(f"note: the adapter could not be copied to {kept.parent} ({error.strerror or error})")
             saved.delete()
         return model
 

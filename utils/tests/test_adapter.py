@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import adapter, exam, guards, loading, runtime, template, training
+from utils import adapter, exam, folders, guards, loading, runtime, template, training
 from utils.tests import tiny
 
 
@@ -220,6 +220,16 @@ def test_an_adapter_is_fetched_from_the_mirror(base, tokenizer, outputs, tmp_pat
     again = adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE, mirror=tmp_path / "drive")
     kept = {name: p for name, p in first.named_parameters() if "lora_" in name}
     assert kept and all(torch.equal(p, kept[name]) for name, p in again.named_parameters() if "lora_" in name)
+
+
+def test_a_mirror_that_is_full_at_the_end_is_told_and_the_adapter_stays(base, tokenizer, outputs, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "copy", full)
+    adapter.trained(base, tokenizer, tiny.ROWS, tiny.RECIPE, mirror=outputs / "drive")
+    assert "the adapter could not be copied to" in capsys.readouterr().out
+    assert list(outputs.glob("adapters/*/adapter_model.safetensors"))
 
 
 def test_the_log_is_a_csv_file(base, tokenizer, outputs):
