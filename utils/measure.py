@@ -236,7 +236,7 @@ def allocated() -> float:
     """GiB of tensors on the GPU now; 0 without one."""
     import torch
 
-    return torch.cuda.memoryallocated() / GIB if torch.cuda.is_available() else 0.0
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
 
 
 def _peak() -> tuple[float, float]:
@@ -245,7 +245,7 @@ def _peak() -> tuple[float, float]:
 
     if not torch.cuda.is_available():
         return 0.0, 0.0
-    return torch.cuda.max_memoryallocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
 
 
 def process_peak() -> float:
