@@ -168,6 +168,8 @@ class Bench:
 def grid(bench: Bench) -> None:
     """Peaks and times of the fast recipe, one model for all."""
     setting = replace(FAST, liger=bench.gpu)
+    bench.figures["rates"] = rates(bench)
+    bench.say(f"rates {bench.figures['rates']}")
     model = bench.build(bench.recipe, setting)
     bench.figures["configurations"] = []
     wanted = [(kind, *shape) for kind, shapes in GRID.items() for shape in shapes]
@@ -232,15 +234,19 @@ def rates(bench: Bench) -> dict:
     packed, state = functional.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
     out = torch.empty_like(a)
     n, m = size, w.shape[0]
-    heads, length = (32, 2048) if bench.gpu else (4, 128)
-    q, k, v = (torch.randn(1, heads, length, 128, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     measure.choose_attention(False)
 
-    def attend():
-        torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), q)
+    def attention(length: int) -> float:
+        shape = (1, 32, length, 128) if bench.gpu else (1, 4, length // 16, 128)
+        q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+
+        def attend():
+            torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), q)
+
+        return 7 * q.shape[2] ** 2 * q.shape[1] * 128 / seconds(attend) / 1e12  # 4 + 10, half of it masked
 
     return {
-        "attention_tflops_2048": 7 * length**2 * heads * 128 / seconds(attend) / 1e12,  # 4 + 10, half of it masked
+        **{f"attention_tflops_{length}": attention(length) for length in (512, 2048, 16384)},
         "matmul_tflops_square": 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out)) / 1e12,
         "matmul_tflops_2048_4096_11008": 2 * x.shape[0] * x.shape[1] * m / seconds(lambda: x @ w.t()) / 1e12,
         "copy_gb_per_s": 2 * out.nbytes / seconds(lambda: out.copy_(a)) / 1e9,

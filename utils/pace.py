@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from utils import planner
 from utils.profile import Recipe
 from utils.runtime import Stop
@@ -41,7 +43,7 @@ def seconds(config, recipe: Recipe, rates: dict, checkpoint: str | int = "", ele
     With accumulation all but "optimizer" is taken so many times.
 
     Args:
-        rates: the figures of `python -m utils.benchmark levers` under `rates`, of the GPU in question.
+        rates: the figures of `python -m utils.benchmark grid` under `rates`, of the GPU in question.
         checkpoint: see `planner.memory`; what is recomputed costs its forward pass again.
     """
     checkpoint = checkpoint or ("all" if recipe.gradient_checkpointing else "none")
@@ -60,11 +62,18 @@ def seconds(config, recipe: Recipe, rates: dict, checkpoint: str | int = "", ele
     numbers = layers * sum(outputs * inputs for outputs, inputs in sizes.values())
     return {
         "matmul": batch * products / (rates["matmul_tflops_2048_4096_11008"] * 1e12),
-        "attention": batch * attention / (rates["attention_tflops_2048"] * 1e12),
+        "attention": batch * attention / (_attention_rate(rates, length) * 1e12),
         "memory": batch * moved / (rates["copy_gb_per_s"] * 1e9),
         "dequantize": numbers * (2 + again) / (rates["dequantize_gweights_per_s"] * 1e9),
         "optimizer": ADAM * len(planner.adapter(config, recipe.rank)),
     }
+
+
+def _attention_rate(rates: dict, length: int) -> float:
+    """TFLOP/s at `length`, between the lengths measured: a short row leaves part of the GPU idle."""
+    prefix = "attention_tflops_"
+    known = sorted((int(name.removeprefix(prefix)), rate) for name, rate in rates.items() if name.startswith(prefix))
+    return float(np.interp(np.log(length), *zip(*((np.log(at), rate) for at, rate in known), strict=True)))
 
 
 def fit(
