@@ -77,7 +77,13 @@ def _attention_rate(rates: dict, length: int) -> float:
 
 
 def fit(
-    config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict, **settings
+    config,
+    lengths: Sequence[int],
+    recipe: Recipe,
+    gib: float,
+    rates: dict,
+    checkpoints: Sequence[str | int] = ("none", 4, 2, "all"),
+    **settings,
 ) -> tuple[Recipe, str | int]:
     """The fastest batch, accumulation and checkpointing that fit into `gib` of GPU memory, by the planner's prediction.
 
@@ -86,6 +92,7 @@ def fit(
 
     Args:
         rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
+        checkpoints: the kinds of checkpointing to choose from.
         settings: `liger`, `upcast`, `element` of `planner.memory`.
 
     Returns:
@@ -101,7 +108,7 @@ def fit(
     while length >= 64:
         found = []
         for batch in (n for n in range(1, rows + 1) if rows % n == 0):
-            for checkpoint in ("none", 4, 2, "all"):
+            for checkpoint in checkpoints:
                 tried = replace(
                     recipe,
                     batch_size=batch,

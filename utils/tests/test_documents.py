@@ -26,6 +26,27 @@ def test_the_exam_in_the_readme_is_the_recorded_one():
     assert table() in README
 
 
+def speed() -> str:
+    """The README's table of a training step, from the records of a GPU."""
+    levers = records.read("speed_levers_7b")["figures"]["configurations"]
+    real = {run["way"]: run["useful_tokens_per_gpu_s"] for run in records.read("speed_real_7b")["figures"]["training"]}
+    found = {c["setting"]: c for c in levers if (c["batch"], c["length"]) == (1, 2048)}
+    rows = {
+        "usual recipe": ("upcast+checkpoint_all", "usual, padded batches of 4"),
+        "ours, every layer recomputed": ("liger+fused+checkpoint_all", "fast, packs, checkpoint all"),
+        "ours, nothing recomputed": ("liger+fused+checkpoint_none", "fast, packs, no checkpointing"),
+    }
+    lines = ["| | GPU time | peak memory | useful tokens a second |", "|---|---|---|---|"]
+    for name, (setting, way) in rows.items():
+        one = found[setting]
+        lines.append(f"| {name} | {one['gpu_ms']:.0f} ms | {one['peak_allocated_gib']:.1f} GiB | {real[way]:,.0f} |")
+    return "\n".join(lines)
+
+
+def test_the_speed_in_the_readme_is_the_recorded_one():
+    assert speed() in README
+
+
 def test_every_recorded_seed_meets_the_bounds_of_the_course():
     for seed in range(3):
         run = records.read(f"exam_seed{seed}")["figures"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import fast, loading, measure, pace, planner, rehearsal, stand_in, training
+from utils import fast, loading, measure, pace, planner, records, rehearsal, stand_in, training
 from utils.profile import PROFILES
 from utils.runtime import Stop
 
@@ -53,6 +53,13 @@ def test_fit_chooses_what_fits_and_keeps_the_rows_of_a_step(gib, length):
     assert recipe.batch_size * recipe.accumulation == SEVEN_B.batch_size * SEVEN_B.accumulation
     assert recipe.max_length == length and recipe.gradient_checkpointing == (checkpoint != "none")
     assert sum(planner.memory(config, recipe, checkpoint).values()) <= (gib - 0.3) * planner.GIB
+
+
+def test_the_recipe_of_the_profile_is_what_fit_chooses_for_a_t4():
+    """Without Liger, which the course does not install, and with what a recipe can say: all layers recomputed or none."""
+    config, rates = stand_in.config("llama-2-7b"), records.read("memory_grid_7b")["figures"]["rates"]
+    chosen, checkpoint = pace.fit(config, [1024], SEVEN_B, 14.5, rates, checkpoints=("none", "all"), liger=False)
+    assert chosen == SEVEN_B and checkpoint == "none"
 
 
 def test_more_memory_is_never_slower():
