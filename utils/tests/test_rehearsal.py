@@ -43,7 +43,7 @@ def test_what_does_not_fit_says_what_to_change(tokenizer, monkeypatch):
 def test_other_reasons_to_stop_are_passed_on(tokenizer, monkeypatch):
     monkeypatch.setattr(training, "train", lambda *_, **__: (_ for _ in ()).throw(Stop("The loss is nan")))
     with pytest.raises(Stop, match="nan"):
-        rehearsal.rehearse(POCKET.base, tokenizer, [20], POCKET.recipe)
+        rehearsal.rehearse(POCKET.base, tokenizer, [20], replace(POCKET.recipe, batch_size=1))
 
 
 @pytest.mark.parametrize(("gib", "length"), [(14.5, 512), (14.5, 4096), (22.5, 2048), (39.5, 2048)])
