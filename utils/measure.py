@@ -1,17 +1,11 @@
 """One training configuration measured: peak memory, GPU-busy time, wall time, through the trainer that trains."""
 
-import gc
-import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 
-from transformers import TrainerCallback
-
-from utils import fast, kernels, loading, stand_in, training
+from utils import fast, kernels, loading, memory, stand_in, training
 from utils.profile import Recipe
-
-GIB = 2**30
+from utils.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -62,52 +56,6 @@ def rows(count: int, length: int, vocabulary: int, seed: int = 0):
     return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
 
 
-class Watch(TrainerCallback):
-    """Takes the times of steps: first some to warm up, then some by the clock, then some in the profiler."""
-
-    def __init__(self, warm: int, timed: int, profiled: int):
-        self.warm, self.until = warm, warm + timed
-        self.steps = self.until + profiled
-        self.seconds, self.times, self.skipped, self.gradients = [], [], 0, None
-        self.losses, self.useful, self.profile = [], [], None
-        self.memory = []  # of each step, in GiB: before, after the forward pass, peaks of the forward pass and of all
-
-    def close(self) -> None:
-        """End a profile that an error has left open."""
-        if self.profile:
-            self.profile.__exit__(None, None, None)
-            self.profile = None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        _synchronize()
-        self.useful.append(0)
-        self.memory.append([allocated()])
-        _reset_peak()
-        self.began = time.perf_counter()
-        self.profile = kernels.profiled(self.times) if state.global_step >= self.until else None
-        if self.profile:
-            self.profile.__enter__()
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        import torch
-
-        if self.gradients is None or self.gradients:
-            return
-        found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
-        if all(torch.isfinite(g).all() for g in found.values()):  # else the scaler skips this step, and lowers itself
-            self.gradients.update(found)
-            control.should_training_stop = True
-
-    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-        _synchronize()
-        self.memory[-1].append(_peak()[0])
-        if self.profile:
-            self.close()
-        elif state.global_step > self.warm:
-            self.seconds.append(time.perf_counter() - self.began)
-        self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
-
-
 def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), mixed=True, gradients=None):
     """Train on `encoded` and return what was seen, as a dict for a record; see the keys at the end.
 
@@ -117,14 +65,13 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         gradients: a dict that is filled with the first finite gradients, by parameter; then the run ends.
 
     Raises:
-        torch.OutOfMemoryError: it does not fit; `settle` afterwards, outside of the except block.
+        torch.OutOfMemoryError: it does not fit; `leftovers.clear` afterwards, outside of the except block.
     """
 
     watch = Watch(*steps)
     watch.gradients = gradients
-    choose_attention(setting.any_attention)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = allocated()
+    resident = memory.allocated()
     with tempfile.TemporaryDirectory() as folder:
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
@@ -145,10 +92,12 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
                 parameter.data = parameter.data.float()  # trl has made them bf16
         if setting.liger:
             fast.liger_loss(model)
+        choose_attention(setting.any_attention)
         try:
             trainer.train()
         finally:
             watch.close()
+            choose_attention(True)
     median = lambda values: sorted(values)[len(values) // 2] if values else None  # noqa: E731
     middle = sorted(watch.times, key=lambda t: t.busy)[len(watch.times) // 2] if watch.times else None
     return {
@@ -164,7 +113,7 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         "wall_ms": median(watch.seconds) and 1e3 * median(watch.seconds),
         "resident_gib": resident,
         "peak_allocated_gib": max(m[-1] for m in watch.memory),
-        "peak_reserved_gib": _peak()[1],
+        "peak_reserved_gib": memory.peak()[1],
         "memory_gib_steps": watch.memory,
         "losses": [loss.item() for loss in watch.losses],
         "useful_tokens": watch.useful,
@@ -173,37 +122,6 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         "steps_skipped_by_scaler": watch.skipped,
         "liger_kernels_seen": middle and all(any(n in k.lower() for k in middle.by_name) for n in kernels.LIGER),
     }
-
-
-def settle(model) -> None:
-    """Take back what a trainer leaves on a model and on the process, so that the next run starts as the first did."""
-    from accelerate.state import AcceleratorState
-
-    base = model.get_base_model()
-    training.release(model)
-    for module in (model.base_model, base):  # forwards of trl, and of Liger's loss
-        for name in ("forward", "_original_forward"):
-            module.__dict__.pop(name, None)
-    base.gradient_checkpointing_disable()
-    if getattr(base, "_require_grads_hook", None) is not None or getattr(base, "_require_grads_hooks", None):
-        base.disable_input_require_grads()
-    for layer in fast.decoder_layers(model):
-        layer.gradient_checkpointing = False
-    base.lm_head._forward_hooks.clear()  # from offloading
-    base.lm_head._forward_pre_hooks.clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    choose_attention(True)
-    free()
-
-
-def free() -> None:
-    """Give unused memory back to the GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
 
 
 def choose_attention(fastest: bool) -> None:
@@ -219,7 +137,7 @@ def _trainer(fused_loss: bool, watch: Watch):
     class Trainer(fast.trainer_class(fused_loss)):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
-            watch.memory[-1] += [allocated(), _peak()[0]]
+            watch.memory[-1] += [memory.allocated(), memory.peak()[0]]
             return loss
 
         def training_step(self, model, inputs, *args, **kwargs):
@@ -230,43 +148,3 @@ def _trainer(fused_loss: bool, watch: Watch):
             return loss
 
     return Trainer
-
-
-def allocated() -> float:
-    """GiB of tensors on the GPU now; 0 without one."""
-    import torch
-
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
-
-
-def _peak() -> tuple[float, float]:
-    """Most allocated since `_reset_peak`, and most reserved: GiB."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return 0.0, 0.0
-    return torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
-
-
-def process_peak() -> float:
-    """Most memory that this process has held, in GiB; 0 where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-
-
-def _reset_peak() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

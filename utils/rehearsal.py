@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from utils import fast, guards, measure, stand_in, training
+from utils import fast, guards, leftovers, measure, memory, stand_in, training
 from utils.profile import PROFILES, Recipe
 from utils.runtime import Stop
+from utils.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def rehearse(
 
     from utils import loading
 
-    watch = measure.Watch(2, 6, 2)
+    watch = Watch(2, 6, 2)
     config = stand_in.config(target)
     longest, draw = min(max(lengths), recipe.max_length), random.Random(0)
     wanted = [longest] + [
@@ -99,11 +100,11 @@ def rehearse(
         return Rehearsal(recipe, fits=False, steps=steps)
     finally:
         watch.close()
-        measure.settle(model)
+        leftovers.clear(model, everything=True)
         del model
-        measure.free()
+        memory.free()
     gpu = tuple(times.busy / 1e3 for times in watch.times)
-    peak = max(m[-1] for m in watch.memory) if gpu else measure.process_peak()
+    peak = max(m[-1] for m in watch.memory) if gpu else memory.process_peak()
     return Rehearsal(recipe, True, peak, tuple(watch.seconds), gpu, steps)
 
 

@@ -106,11 +106,11 @@ def write(target: str, folder, dtype=None) -> None:
 
     import torch
 
-    from utils import benchmark, dataset, loading, template
+    from utils import dataset, loading, template, workloads
 
     tokenizer, draw, rows = loading.load_tokenizer(PROFILES["pocket"].base), random.Random(0), []
     words = sorted({word for row in dataset.load(PROFILES["pocket"]).train for word in row["instruction"].split()})
-    for length in benchmark.ALPACA * 3:
+    for length in workloads.ALPACA * 3:
         texts = {"instruction": "", "output": draw.choice(words)}
         while len(template.encode(tokenizer, texts)["input_ids"]) < length:
             part = "instruction" if len(texts["instruction"]) < 50 or draw.random() < 0.4 else "output"

@@ -9,10 +9,11 @@ from math import ceil
 
 from transformers import TrainerCallback
 
-from utils import guards, loading, progress
+from utils import guards, leftovers, loading, progress
 from utils.checkpoints import Checkpoints
 from utils.profile import Recipe, capability, compute_dtype
 from utils.runtime import Stop, versions
+from utils.trainer import trainer_class
 
 
 def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evaluate: bool = False):
@@ -101,7 +102,7 @@ def train(
             checkpoints.claim(_run(model, encoded, recipe))
             latest = checkpoints.latest()
         save_steps = checkpoints.every if checkpoints else 0
-        trainer = _trainer_class()(
+        trainer = trainer_class()(
             model=model,
             args=arguments(recipe, len(encoded), folder, save_steps, evaluate=held_out is not None),
             train_dataset=encoded,
@@ -120,7 +121,7 @@ def train(
             with interrupt:
                 trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         finally:
-            release(model)
+            leftovers.clear(model)
     done = trainer.state.global_step
     if interrupt.asked and done < trainer.args.max_steps:
         goes_on = " Run this again and it goes on from there." if checkpoints else ""
@@ -131,18 +132,6 @@ def train(
     model.trained_steps = done if latest else getattr(model, "trained_steps", 0) + done
     model.eval()
     return log_of(trainer.state.log_history)
-
-
-def release(model) -> None:
-    """Take back what a trainer leaves behind, so that the next run on this model, or the next model, starts like it."""
-    from bitsandbytes.optim import GlobalOptimManager
-
-    # accelerate does not prepare a model twice: the next trainer would compute without autocast.
-    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
-        model.__dict__.pop(name, None)
-    model.zero_grad(set_to_none=True)
-    # For an 8-bit optimizer transformers enters the embedding in a list of the process, which would keep it alive.
-    GlobalOptimManager.get_instance().initialize()
 
 
 def log_of(history: list[dict]) -> list[dict]:
@@ -163,45 +152,3 @@ def _run(model, encoded, recipe: Recipe) -> dict:
         "recipe": asdict(recipe),
         "versions": versions(),
     }
-
-
-def _trainer_class():
-    """SFTTrainer, which on a CPU computes the same loss from the labelled positions alone.
-
-    trl 1.16 does so only where Triton runs. Elsewhere it scores every position of the batch, prompt and padding
-    included, and then masks them: a quarter of the time of a run on two cores.
-    """
-    import torch
-    from peft import PeftModel
-    from transformers import LlamaForCausalLM
-    from trl import SFTTrainer
-
-    class Trainer(SFTTrainer):
-        checkpoints: Checkpoints | None = None
-
-        def _save_checkpoint(self, model, trial):
-            folder = self.args.output_dir
-            with self.checkpoints.saving(self.state.global_step) as unfinished:
-                self.args.output_dir = str(unfinished)
-                try:
-                    super()._save_checkpoint(model, trial)
-                finally:
-                    self.args.output_dir = folder
-
-        def create_model_card(self, *arguments, **named):
-            pass  # it would be written beside each checkpoint, and nobody publishes those
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            base = model.get_base_model() if isinstance(model, PeftModel) else model
-            # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
-            if return_outputs or not isinstance(base, LlamaForCausalLM) or model.device.type != "cpu":
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            labels = inputs["labels"][:, 1:]
-            scored = labels != -100
-            hidden = base.model(inputs["input_ids"], inputs["attention_mask"], use_cache=False).last_hidden_state
-            logits = base.lm_head(hidden[:, :-1][scored]).float()
-            summed = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
-            items = scored.sum() if num_items_in_batch is None else num_items_in_batch
-            return summed / torch.as_tensor(items).clamp(min=1)  # no label at all: zero, which the guard explains
-
-    return Trainer

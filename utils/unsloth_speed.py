@@ -55,10 +55,10 @@ def measure(model, tokenizer, checkpointing, batch: int, length: int, t4: bool) 
     from accelerate.state import AcceleratorState
     from datasets import Dataset
 
-    from utils import measure
+    from utils.watch import Watch
 
     choose_attention(t4)
-    watch = measure.Watch(*STEPS)
+    watch = Watch(*STEPS)
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, (batch * watch.steps, length)).tolist()
     args = trl.SFTConfig(
         output_dir=str(Path("outputs", "unsloth")),

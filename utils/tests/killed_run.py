@@ -1,9 +1,12 @@
-"""A program for test_resume: a training run with checkpoints that dies where it is told to, or prints how it ended.
+"""A program for test_resume: training runs with checkpoints that die where they are told to, or print how they ended.
 
-    python killed_run.py BASE FOLDER MIRROR [WHERE]
+    python -m utils.tests.killed_run BASE
+
+It imports once, then reads a run a line from its input, as JSON: [FOLDER, MIRROR, WHERE]. Each run is a process of its
+own, forked from the one that has only imported; answered is [return code, stdout, stderr].
 
 WHERE: "step N" (after step N), "save N" (half-way through writing the Nth torch file), "rename N" and "renamed N"
-(before and after the Nth renaming of a checkpoint), "interrupt N" (the stop button during step N).
+(before and after the Nth renaming of a checkpoint), "interrupt N" (the stop button during step N), "never 0".
 """
 
 # ruff: noqa: E402 - quiet() comes before the imports, as it does in a notebook
@@ -16,17 +19,17 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
+import bitsandbytes  # noqa: F401 - it and trl are imported by utils where they are needed: here for all runs
 import torch
 from transformers import TrainerCallback
+from trl import SFTTrainer  # noqa: F401
 
 from utils import checkpoints, dataset, loading, training
 from utils.tests import tiny
 
-torch.set_num_threads(1)
-base, folder, mirror = sys.argv[1:4]
-what, number = (sys.argv[4] if len(sys.argv) > 4 else "never 0").split()
 calls = 0
 
 
@@ -34,13 +37,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def counted(original, before: bool = False, spoil: bool = False):
+def counted(original, number: int, before: bool = False, spoil: bool = False):
     """`original`, but its call of that number is the last thing that this process does."""
 
     def call(*arguments, **named):
         global calls
         calls += 1
-        if calls < int(number):
+        if calls < number:
             return original(*arguments, **named)
         if not before:
             original(*arguments, **named)
@@ -52,29 +55,61 @@ def counted(original, before: bool = False, spoil: bool = False):
 
 
 class AtStep(TrainerCallback):
+    def __init__(self, what: str, number: int):
+        self.what, self.number = what, number
+
     def on_step_end(self, args, state, control, **kwargs):
-        if what == "step" and state.global_step == int(number):
+        if self.what == "step" and state.global_step == self.number:
             die()
 
     def on_substep_end(self, args, state, control, **kwargs):
-        if what == "interrupt" and state.global_step == int(number) - 1:
+        if self.what == "interrupt" and state.global_step == self.number - 1:
             signal.raise_signal(signal.SIGINT)
 
 
-if what == "save":
-    torch.save = counted(torch.save, spoil=True)
-if what in ("rename", "renamed"):
-    checkpoints.Checkpoints._replace = staticmethod(counted(os.replace, before=what == "rename"))
-tokenizer = loading.load_tokenizer(base)
-encoded, _ = dataset.encode(tokenizer, tiny.ROWS, tiny.TWO_PASSES.max_length)
-model = loading.add_adapter(loading.load_base(base), tiny.TWO_PASSES)
-saved = checkpoints.Checkpoints(folder, every=2, mirror=mirror or None)
-log = training.train(
-    model, tokenizer, encoded, tiny.TWO_PASSES, False, held_out=encoded, checkpoints=saved, callbacks=[AtStep()]
-)
-digest = hashlib.sha256()
-for _, parameter in sorted(model.named_parameters()):
-    if parameter.requires_grad:
-        digest.update(parameter.detach().numpy().tobytes())
-figures = [[entry.get(key) for key in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")] for entry in log]
-print(json.dumps({"adapter": digest.hexdigest(), "log": figures, "steps": model.trained_steps}))
+def run(base: str, folder: str, mirror: str, where: str) -> None:
+    what, number = where.split()[0], int(where.split()[1])
+    if what == "save":
+        torch.save = counted(torch.save, number, spoil=True)
+    if what in ("rename", "renamed"):
+        checkpoints.Checkpoints._replace = staticmethod(counted(os.replace, number, before=what == "rename"))
+    tokenizer = loading.load_tokenizer(base)
+    encoded, _ = dataset.encode(tokenizer, tiny.ROWS, tiny.TWO_PASSES.max_length)
+    model = loading.add_adapter(loading.load_base(base), tiny.TWO_PASSES)
+    saved = checkpoints.Checkpoints(folder, every=2, mirror=mirror or None)
+    callbacks = [AtStep(what, number)]
+    log = training.train(
+        model, tokenizer, encoded, tiny.TWO_PASSES, False, held_out=encoded, checkpoints=saved, callbacks=callbacks
+    )
+    digest = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            digest.update(parameter.detach().numpy().tobytes())
+    figures = [[entry.get(key) for key in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")] for entry in log]
+    print(json.dumps({"adapter": digest.hexdigest(), "log": figures, "steps": model.trained_steps}))
+
+
+def forked(base: str, folder: str, mirror: str, where: str) -> list:
+    """Return code (negative: the signal), stdout and stderr of a run in a process of its own."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        if not (child := os.fork()):
+            os.dup2(out.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            try:
+                run(base, folder, mirror, where)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told = [file.seek(0) or file.read() for file in (out, errors)]
+    return [code, *told]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(forked(sys.argv[1], *json.loads(line))), flush=True)

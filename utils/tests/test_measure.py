@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import benchmark, loading, measure, stand_in
+from utils import leftovers, loading, measure, stand_in, workloads
 from utils.profile import PROFILES
 
 POCKET = PROFILES["pocket"]
 # An 8-bit optimizer, as on a GPU: for it transformers keeps the embedding.
 RECIPE = replace(POCKET.recipe, accumulation=1, batch_size=1, max_length=32, optimizer="adamw_8bit")
-SETTINGS = [replace(benchmark.FAST, liger=False, checkpoint="none"), benchmark.USUAL]
+SETTINGS = [replace(workloads.FAST, liger=False, checkpoint="none"), workloads.USUAL]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def measured(monkeypatch):
     def run(setting, model=None):
         model = model or measure.build(config, RECIPE, setting)
         found = measure.run(model, tokenizer, measure.rows(2, 32, config.vocab_size), RECIPE, setting, (1, 1, 0))
-        measure.settle(model)
+        leftovers.clear(model, everything=True)
         return model, found
 
     return run

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import fast, loading, measure, pace, planner, records, rehearsal, stand_in, training
+from utils import fast, loading, pace, planner, records, rehearsal, stand_in, training, watch
 from utils.profile import PROFILES
 from utils.runtime import Stop
 
@@ -34,7 +34,7 @@ def test_what_does_not_fit_says_what_to_change(tokenizer, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(measure.Watch, "on_step_begin", full)
+    monkeypatch.setattr(watch.Watch, "on_step_begin", full)
     seen = rehearsal.rehearse(POCKET.base, tokenizer, [20], replace(POCKET.recipe, batch_size=4))
     assert not seen.fits
     assert str(seen).splitlines()[1] == "  1. batch_size 4 to 2 and accumulation 1 to 2 (the same result)"
@@ -43,7 +43,7 @@ def test_what_does_not_fit_says_what_to_change(tokenizer, monkeypatch):
 def test_other_reasons_to_stop_are_passed_on(tokenizer, monkeypatch):
     monkeypatch.setattr(training, "train", lambda *_, **__: (_ for _ in ()).throw(Stop("The loss is nan")))
     with pytest.raises(Stop, match="nan"):
-        rehearsal.rehearse(POCKET.base, tokenizer, [20], POCKET.recipe)
+        rehearsal.rehearse(POCKET.base, tokenizer, [20], replace(POCKET.recipe, batch_size=1))
 
 
 @pytest.mark.parametrize(("gib", "length"), [(14.5, 512), (14.5, 4096), (22.5, 2048), (39.5, 2048)])

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -13,9 +12,28 @@ from utils.runtime import ROOT
 from utils.tests import tiny
 
 
-def start(base: str, folder, where: str = "", mirror: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "utils.tests.killed_run", base, str(folder), str(mirror), *([where] * bool(where))]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+class Runs:
+    """A process that has imported everything and forks itself for each run: imports take longer than these runs."""
+
+    def __init__(self, base: str):
+        command = [sys.executable, "-m", "utils.tests.killed_run", base]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+
+    def start(self, folder, where: str = "never 0", mirror="") -> subprocess.CompletedProcess:
+        print(json.dumps([str(folder), str(mirror), where]), file=self.process.stdin, flush=True)
+        return subprocess.CompletedProcess([], *json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)  # the end of its input ends it
+
+
+@pytest.fixture(scope="module")
+def start(base):
+    """A function that makes a run in a process of its own."""
+    runs = Runs(base)
+    yield runs.start
+    runs.close()
 
 
 def ended(run: subprocess.CompletedProcess) -> dict:
@@ -25,9 +43,10 @@ def ended(run: subprocess.CompletedProcess) -> dict:
 
 @pytest.fixture(scope="module")
 def unbroken(base, tmp_path_factory) -> dict:
-    """How the run ends when nothing happens to it; and again, in the same folder."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    found = ended(start(base, folder))
+    """How the run ends when nothing happens to it, in a process that shares no import with the others."""
+    runs = Runs(base)
+    found = ended(runs.start(tmp_path_factory.mktemp("unbroken") / "run"))
+    runs.close()
     assert [entry[0] for entry in found["log"]] == [1, 2, 3, 4, 5, 6]
     assert found["log"][-1][-1] is not None  # a held-out loss
     return found
@@ -44,42 +63,29 @@ KILLED = {
 }
 
 
-@pytest.fixture(scope="module")
-def resumed(base, tmp_path_factory) -> dict:
-    """For each place: how the first process ended, what it left, and how a fresh process ended."""
-
-    def die_and_go_on(where: str):
-        folder = tmp_path_factory.mktemp("killed") / "run"
-        killed = start(base, folder, where)
-        left = sorted(path.name for path in folder.glob("checkpoint-*"))
-        return killed, left, start(base, folder), list(folder.glob(".unfinished-*"))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(KILLED, pool.map(die_and_go_on, KILLED), strict=True))
-
-
 @pytest.mark.parametrize("where", KILLED)
-def test_kill_and_resume(resumed, unbroken, where):
-    killed, left, after, litter = resumed[where]
-    step, half_written = KILLED[where]
+def test_kill_and_resume(start, unbroken, tmp_path, where):
+    folder, (step, half_written) = tmp_path / "run", KILLED[where]
+    killed = start(folder, where)
     assert killed.returncode == -9, killed.stderr
-    assert left == [f"checkpoint-{n}" for n in (2, 4) if n <= step]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4) if n <= step]
+    after = start(folder)
     assert ended(after) == unbroken
     assert ("skipped a checkpoint that was being written" in after.stdout) == half_written
-    assert not litter
+    assert not list(folder.glob(".unfinished-*"))
 
 
-def test_the_stop_button_saves_and_the_run_goes_on(base, unbroken, tmp_path):
-    stopped = start(base, tmp_path / "run", "interrupt 3")
+def test_the_stop_button_saves_and_the_run_goes_on(start, unbroken, tmp_path):
+    stopped = start(tmp_path / "run", "interrupt 3")
     assert "Stopped by you after 3 steps" in stopped.stdout
     assert ended(stopped)["steps"] == 3
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
-    assert ended(start(base, tmp_path / "run")) == unbroken
+    assert ended(start(tmp_path / "run")) == unbroken
 
 
-def test_a_new_machine_goes_on_from_the_mirror(base, unbroken, tmp_path):
-    assert start(base, tmp_path / "run", "step 5", mirror=tmp_path / "drive").returncode == -9
-    on_another = start(base, tmp_path / "another machine", mirror=tmp_path / "drive")
+def test_a_new_machine_goes_on_from_the_mirror(start, unbroken, tmp_path):
+    assert start(tmp_path / "run", "step 5", mirror=tmp_path / "drive").returncode == -9
+    on_another = start(tmp_path / "another machine", mirror=tmp_path / "drive")
     assert "fetching checkpoint-" in on_another.stdout
     assert ended(on_another) == unbroken
 

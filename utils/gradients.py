@@ -1,0 +1,65 @@
+"""Gradients of a setting against those in fp32 on the same 4-bit weights."""
+
+from dataclasses import replace
+
+from utils import memory
+from utils.measure import Setting
+from utils.workbench import Bench, rotary_restored
+
+
+def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
+    """({parameter: gradient}, loss) of one row of 1,024 tokens, unscaled; the first that the scaler finds finite."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # values that bf16 holds exactly: trl rounds adapters to it
+            std = 0.02 if "lora_B" in name else 0.01
+            value = torch.empty(parameter.shape).normal_(0, std, generator=draw).bfloat16()
+            parameter.data.copy_(value)
+    keep, recipe = {}, bench.recipe
+    try:
+        bench.recipe = replace(recipe, learning_rate=0.0, max_grad_norm=1e9, optimizer="sgd")
+        found = bench.train(model, setting, 1, 1024, (0, 12, 0), mixed=mixed, gradients=keep)
+    finally:
+        bench.recipe = recipe
+    return (keep, found["losses"][0]) if found and keep else None
+
+
+def fp32_gradients(bench: Bench):
+    """The same in fp32 throughout, on the same 4-bit weights."""
+    import bitsandbytes as bnb
+
+    setting = Setting(upcast=True, liger=False, fused=False)
+    with rotary_restored():
+        model = bench.build(bench.recipe, setting)
+        for module in model.modules():
+            if isinstance(module, bnb.nn.Linear4bit):
+                import torch
+
+                module.compute_dtype = torch.float32
+        found = gradients(bench, model, setting, mixed=False)
+        del model
+    memory.free()
+    bench.say("fp32 gradients " + ("made" if found else "missing"))
+    return found
+
+
+def compared(setting: Setting, found: dict, loss: float, reference: dict, reference_loss: float) -> dict:
+    """Relative error of each gradient tensor: |found - reference| / |reference|."""
+    errors = {n: ((found[n] - r).norm() / r.norm()).item() for n, r in reference.items()}
+    total = sum((found[n] - r).square().sum() for n, r in reference.items()).sqrt()
+    worst = max(errors, key=errors.get)
+    ordered = sorted(errors.values())
+    return {
+        "setting": setting.name,
+        "median": ordered[len(ordered) // 2],
+        "worst": errors[worst],
+        "worst_name": worst.removeprefix("base_model.model.model."),
+        "above_5_percent": sum(e > 0.05 for e in ordered),
+        "of_the_whole": (total / sum(r.square().sum() for r in reference.values()).sqrt()).item(),
+        "errors_sorted": [round(e, 5) for e in ordered],
+        "loss": loss,
+        "loss_fp32": reference_loss,
+        "loss_relative_difference": abs(loss - reference_loss) / reference_loss,
+    }
