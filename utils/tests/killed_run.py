@@ -56,9 +56,10 @@ def counted(original, number: int, before: bool = False, spoil: bool = False):
 
 class AtStep(TrainerCallback):
     def __init__(self, what: str, number: int):
-        self.what, self.number = what, number
+        self.what, self.number, self.first_step = what, number, 0
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.first_step = self.first_step or state.global_step
         if self.what == "step" and state.global_step == self.number:
             die()
 
@@ -77,16 +78,17 @@ def run(base: str, folder: str, mirror: str, where: str) -> None:
     encoded, _ = dataset.encode(tokenizer, tiny.ROWS, tiny.TWO_PASSES.max_length)
     model = loading.add_adapter(loading.load_base(base), tiny.TWO_PASSES)
     saved = checkpoints.Checkpoints(folder, every=2, mirror=mirror or None)
-    callbacks = [AtStep(what, number)]
+    at_step = AtStep(what, number)
     log = training.train(
-        model, tokenizer, encoded, tiny.TWO_PASSES, False, held_out=encoded, checkpoints=saved, callbacks=callbacks
+        model, tokenizer, encoded, tiny.TWO_PASSES, False, held_out=encoded, checkpoints=saved, callbacks=[at_step]
     )
     digest = hashlib.sha256()
     for _, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
             digest.update(parameter.detach().numpy().tobytes())
     figures = [[entry.get(key) for key in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")] for entry in log]
-    print(json.dumps({"adapter": digest.hexdigest(), "log": figures, "steps": model.trained_steps}))
+    result = {"adapter": digest.hexdigest(), "log": figures, "steps": model.trained_steps}
+    print(json.dumps([result, at_step.first_step]))
 
 
 def forked(base: str, folder: str, mirror: str, where: str) -> list:

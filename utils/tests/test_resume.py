@@ -36,16 +36,19 @@ def start(base):
     runs.close()
 
 
-def ended(run: subprocess.CompletedProcess) -> dict:
+def ended(run: subprocess.CompletedProcess, first_step: int) -> dict:
+    """How it ended; it must have begun with this step, for a run that starts again from nothing ends alike."""
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    result, began = json.loads(run.stdout.splitlines()[-1])
+    assert began == first_step
+    return result
 
 
 @pytest.fixture(scope="module")
 def unbroken(base, tmp_path_factory) -> dict:
     """How the run ends when nothing happens to it, in a process that shares no import with the others."""
     runs = Runs(base)
-    found = ended(runs.start(tmp_path_factory.mktemp("unbroken") / "run"))
+    found = ended(runs.start(tmp_path_factory.mktemp("unbroken") / "run"), 1)
     runs.close()
     assert [entry[0] for entry in found["log"]] == [1, 2, 3, 4, 5, 6]
     assert found["log"][-1][-1] is not None  # a held-out loss
@@ -70,7 +73,7 @@ def test_kill_and_resume(start, unbroken, tmp_path, where):
     assert killed.returncode == -9, killed.stderr
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4) if n <= step]
     after = start(folder)
-    assert ended(after) == unbroken
+    assert ended(after, step + 1) == unbroken
     assert ("skipped a checkpoint that was being written" in after.stdout) == half_written
     assert not list(folder.glob(".unfinished-*"))
 
@@ -78,16 +81,16 @@ def test_kill_and_resume(start, unbroken, tmp_path, where):
 def test_the_stop_button_saves_and_the_run_goes_on(start, unbroken, tmp_path):
     stopped = start(tmp_path / "run", "interrupt 3")
     assert "Stopped by you after 3 steps" in stopped.stdout
-    assert ended(stopped)["steps"] == 3
+    assert ended(stopped, 1)["steps"] == 3
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
-    assert ended(start(tmp_path / "run")) == unbroken
+    assert ended(start(tmp_path / "run"), 4) == unbroken
 
 
 def test_a_new_machine_goes_on_from_the_mirror(start, unbroken, tmp_path):
     assert start(tmp_path / "run", "step 5", mirror=tmp_path / "drive").returncode == -9
     on_another = start(tmp_path / "another machine", mirror=tmp_path / "drive")
     assert "fetching checkpoint-" in on_another.stdout
-    assert ended(on_another) == unbroken
+    assert ended(on_another, 5) == unbroken
 
 
 def test_the_cell_for_a_new_runtime_needs_only_the_settings(base, tmp_path):
