@@ -6,14 +6,14 @@ from contextlib import contextmanager
 # (kind, parts of a kernel's name), asked in this order; what matches none is elementwise work: copies, casts, sums.
 KINDS = (
     ("transfer", ("memcpy htod", "memcpy dtoh", "memcpy (htod", "memcpy (dtoh")),
-    ("dequantize", ("kdequantize", "kquantize", "dequantize_blockwise")),
+    ("dequantize", ("kdequantize", "kquantize", "dequantize_blockwise", "nf4_dequant")),
     ("optimizer", ("koptimizer", "kpreconditionoptimizer", "multi_tensor_apply", "nonfinite", "non_finite")),
     ("attention", ("fmha", "flash", "attention", "_efficient_")),
     ("matmul", ("gemm", "gemv", "xmma", "nvjet", "cublas", "cutlass", "splitk", "wgmma", "_mma_")),
     (
-        "fused",  # Triton kernels: Liger's, trl's output head, those of torch.compile
+        "fused",  # Triton kernels: Liger's, trl's output head, those of torch.compile, Unsloth's
         ("_rms_norm_", "_swiglu_", "rope", "cross_entropy", "element_mul_kernel", "triton_", "_forward_kernel")
-        + ("_backward_kernel", "_geglu_"),
+        + ("_backward_kernel", "_geglu_", "_rms_layernorm_", "_fg_kernel", "_dfg_kernel"),
     ),
 )
 LIGER = ("rms_norm", "swiglu", "rope")  # every name must occur among the kernels where Liger is said to run

@@ -1,6 +1,14 @@
-"""A model of a target's exact shape with random weights: nothing is downloaded, nothing is written to disk."""
+"""A model of a target's exact shape with random weights: nothing is downloaded.
 
-from utils.profile import capability, compute_dtype
+    python -m utils.stand_in llama-2-7b outputs/random-llama-2-7b
+
+writes one in 16 bits, as a folder that loads like a real one (13.5 GB), with rows as long as Alpaca's beside it: for
+runs of a whole notebook with QLORA_BASE=../outputs/random-llama-2-7b.
+"""
+
+import sys
+
+from utils.profile import PROFILES, capability, compute_dtype
 
 # (hidden size, intermediate size, layers, heads, key-value heads) of the config.json of meta-llama/Llama-2-*-hf.
 SHAPES = {
@@ -88,3 +96,30 @@ def _fill(model, device, dtype) -> None:
                 module.register_buffer(name, buffer, persistent=False)
                 if isinstance(module.__dict__.get(f"original_{name}"), torch.Tensor):
                     setattr(module, f"original_{name}", buffer)
+
+
+def write(target: str, folder, dtype=None) -> None:
+    """A random model of `target`'s shape in 16 bits, the pocket tokenizer, and rows.jsonl: lengths are Alpaca's."""
+    import json
+    import random
+    from pathlib import Path
+
+    import torch
+
+    from utils import benchmark, dataset, loading, template
+
+    tokenizer, draw, rows = loading.load_tokenizer(PROFILES["pocket"].base), random.Random(0), []
+    words = sorted({word for row in dataset.load(PROFILES["pocket"]).train for word in row["instruction"].split()})
+    for length in benchmark.ALPACA * 3:
+        texts = {"instruction": "", "output": draw.choice(words)}
+        while len(template.encode(tokenizer, texts)["input_ids"]) < length:
+            part = "instruction" if len(texts["instruction"]) < 50 or draw.random() < 0.4 else "output"
+            texts[part] = f"{texts[part]} {draw.choice(words)}".strip()
+        rows.append(json.dumps(texts))
+    make(config(target), four_bit=False, dtype=dtype or torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Path(folder, "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(*sys.argv[1:])

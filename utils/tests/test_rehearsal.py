@@ -56,7 +56,7 @@ def test_fit_chooses_what_fits_and_keeps_the_rows_of_a_step(gib, length):
 
 
 def test_the_recipe_of_the_profile_is_what_fit_chooses_for_a_t4():
-    """Without Liger, which the course does not install, and with what a recipe can say: all layers recomputed or none."""
+    """Without Liger, which the course does not install; a recipe can say "all layers" or "none"."""
     config, rates = stand_in.config("llama-2-7b"), records.read("memory_grid_7b")["figures"]["rates"]
     chosen, checkpoint = pace.fit(config, [1024], SEVEN_B, 14.5, rates, checkpoints=("none", "all"), liger=False)
     assert chosen == SEVEN_B and checkpoint == "none"

@@ -82,3 +82,14 @@ def test_adapters_with_dropout_are_left_alone(config):
 
     adapter = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert fast.fuse_adapters(get_peft_model(stand_in.make(config), adapter)) == 0
+
+
+def test_a_folder_that_loads_like_a_real_one(tmp_path):
+    from utils import benchmark, dataset
+
+    stand_in.write(PROFILES["pocket"].base, tmp_path, dtype=torch.float32)
+    model, tokenizer = loading.load_base(str(tmp_path)), loading.load_tokenizer(str(tmp_path))
+    encoded, too_long = dataset.encode(tokenizer, dataset.read(tmp_path / "rows.jsonl"), 1024)
+    assert model.config.hidden_size == stand_in.config(PROFILES["pocket"].base).hidden_size and not too_long
+    middle = sorted(len(row["input_ids"]) for row in encoded)[len(encoded) // 2]
+    assert abs(middle - sorted(benchmark.ALPACA)[len(benchmark.ALPACA) // 2]) < 10
