@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import symtable
 import sys
 import tempfile
 import time
@@ -124,17 +125,38 @@ def descendants(leader: int) -> list[int]:
     return found
 
 
-def without_outputs(notebook: Path, folder: Path) -> Path:
-    """A copy of a notebook that has not been run, so that what is on the page was made there."""
+def excerpt(notebook: Path, folder: Path, shows: str) -> Path:
+    """A copy with the first code cell, those whose source contains `shows`, and those they stand on; none has been run.
+
+    A cell stands on the last one in front of it that binds a name which it reads. What a cell changes without binding
+    a name is not seen.
+    """
     import nbformat
 
     copy = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
+    first, *others = (cell for cell in copy.cells if cell.cell_type == "code")
+    kept, needed = [], set()
+    for cell in reversed(others):
+        bound, read = _names(symtable.symtable(cell.source, cell.id, "exec"))
+        if shows in cell.source or bound & needed:
+            needed = needed - bound | read - bound
+            kept.insert(0, cell)
+    copy.cells = [first, *kept]
     for cell in copy.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+        cell.outputs, cell.execution_count = [], None
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(copy, folder / notebook.name)
     return folder / notebook.name
+
+
+def _names(scope: symtable.SymbolTable) -> tuple[set[str], set[str]]:
+    """The notebook's names that a piece of code binds, and those that it reads, functions included."""
+    symbols, top = scope.get_symbols(), scope.get_type() == "module"
+    bound = {s.get_name() for s in symbols if top and (s.is_assigned() or s.is_imported())}
+    read = {s.get_name() for s in symbols if s.is_referenced() and (top or s.is_global())}
+    for inner in scope.get_children():
+        read |= _names(inner)[1]
+    return bound, read
 
 
 def started(page) -> None:

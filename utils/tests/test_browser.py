@@ -1,6 +1,6 @@
 """The playground as people meet it: in JupyterLab, in a browser, with the mouse.
 
-Set QLORA_SCREENSHOTS to a folder to look at what the browser saw.
+Set BROWSER_SCREENSHOTS to a folder to look at what the browser saw.
 """
 
 import os
@@ -15,7 +15,7 @@ from utils.tests import browser
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"no browser: {browser.missing()}")
 
 NOTEBOOK = runtime.ROOT / "notebooks" / "06_inference.ipynb"
-SCREENSHOTS = os.environ.get("QLORA_SCREENSHOTS")  # read before the environment is made hermetic for the kernels
+SCREENSHOTS = os.environ.get("BROWSER_SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,23 @@ def say(page, kind: str, containing: str = "", seconds: float = 30) -> str:
     return place.inner_text()
 
 
-def test_somebody_asks_in_the_playground_and_reads_the_answer(trained, served):
+REDRAWN = """old => {
+  const picture = document.querySelector('img.widget-image')
+  return picture.src != old && picture.complete && picture.naturalWidth > 300
+}"""
+
+
+def test_somebody_moves_a_slider_asks_in_the_playground_and_reads_the_answer(trained, served):
     stored = NOTEBOOK.read_bytes()
-    copy = browser.without_outputs(NOTEBOOK, served)
+    copy = browser.excerpt(NOTEBOOK, served, shows="display(")  # the sliders of sampling, and the playground
     with browser.lab(runtime.ROOT) as page:
         browser.open_notebook(page, copy.relative_to(runtime.ROOT).as_posix())
         browser.run_all(page)
+        before = page.locator("img.widget-image").get_attribute("src")
+        page.locator(".noUi-handle").first.press("ArrowRight")
+        page.wait_for_function(REDRAWN, arg=before, timeout=30_000)
+        look(page, "drawn")
+
         question = page.get_by_placeholder("Ask something")
         question.scroll_into_view_if_needed()
         question.fill("In which town was Hugo Lark born?")
