@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from utils import fast, guards, leftovers, measure, memory, stand_in, training
+from utils import fast, guards, leftovers, memory, stand_in, training
+from utils.benchmark import measure
+from utils.benchmark.watch import Watch
 from utils.profile import PROFILES, Recipe
 from utils.runtime import Stop
-from utils.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def write(target: str, folder, dtype=None) -> None:
 
     import torch
 
-    from utils import dataset, loading, template, workloads
+    from utils import dataset, loading, template
+    from utils.benchmark import workloads
 
     tokenizer, draw, rows = loading.load_tokenizer(PROFILES["pocket"].base), random.Random(0), []
     words = sorted({word for row in dataset.load(PROFILES["pocket"]).train for word in row["instruction"].split()})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils import kernels
+from utils.benchmark import kernels
 
 NAMES = {
     "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1": "matmul",

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import leftovers, loading, measure, stand_in, workloads
+from utils import leftovers, loading, stand_in
+from utils.benchmark import measure, workloads
 from utils.profile import PROFILES
 
 POCKET = PROFILES["pocket"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import fast, loading, measure, pace, planner, runtime, stand_in
+from utils import fast, loading, pace, planner, runtime, stand_in
+from utils.benchmark import measure
 from utils.profile import PROFILES
 
 POCKET = PROFILES["pocket"]

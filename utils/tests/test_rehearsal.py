@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import fast, loading, pace, planner, records, rehearsal, stand_in, training, watch
+from utils import fast, loading, pace, planner, records, rehearsal, stand_in, training
+from utils.benchmark import watch
 from utils.profile import PROFILES
 from utils.runtime import Stop
 

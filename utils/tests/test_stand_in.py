@@ -85,7 +85,8 @@ def test_adapters_with_dropout_are_left_alone(config):
 
 
 def test_a_folder_that_loads_like_a_real_one(tmp_path):
-    from utils import dataset, workloads
+    from utils import dataset
+    from utils.benchmark import workloads
 
     stand_in.write(PROFILES["pocket"].base, tmp_path, dtype=torch.float32)
     model, tokenizer = loading.load_base(str(tmp_path)), loading.load_tokenizer(str(tmp_path))

@@ -5,8 +5,9 @@ import time
 import traceback
 from dataclasses import replace
 
-from utils import leftovers, measure, memory, records, stand_in
-from utils.measure import Setting
+from utils import leftovers, memory, records, stand_in
+from utils.benchmark import measure
+from utils.benchmark.measure import Setting
 from utils.profile import PROFILES, Recipe
 
 T4_GIB = 14.12

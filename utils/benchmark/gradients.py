@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from utils import memory
-from utils.measure import Setting
-from utils.workbench import Bench, rotary_restored
+from utils.benchmark.measure import Setting
+from utils.benchmark.workbench import Bench, rotary_restored
 
 
 def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):

@@ -3,9 +3,10 @@
 import tempfile
 from dataclasses import asdict, dataclass, replace
 
-from utils import fast, kernels, loading, memory, stand_in, training
+from utils import fast, loading, memory, stand_in, training
+from utils.benchmark import kernels
+from utils.benchmark.watch import Watch
 from utils.profile import Recipe
-from utils.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import time
 
 from transformers import TrainerCallback
 
-from utils import kernels, memory
+from utils import memory
+from utils.benchmark import kernels
 
 
 class Watch(TrainerCallback):

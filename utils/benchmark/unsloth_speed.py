@@ -1,7 +1,7 @@
 """The step of `utils.benchmark` in Unsloth, at the same rules: a row for comparison.
 
     python -m utils.stand_in llama-2-7b outputs/random-llama-2-7b    (once: random weights, 13.5 GB)
-    python -m utils.unsloth_speed outputs/random-llama-2-7b
+    python -m utils.benchmark.unsloth_speed outputs/random-llama-2-7b
 
 Needs `pip install unsloth` in an environment of its own (it asks for older versions of some packages) and a GPU. Writes
 data/measurements/speed_unsloth_7b.json: both of Unsloth's kinds of checkpointing ("unsloth", which offloads, and
@@ -48,14 +48,14 @@ def choose_attention(t4: bool) -> None:
 
 
 def measure(model, tokenizer, checkpointing, batch: int, length: int, t4: bool) -> dict:
-    """One configuration, with the keys of `utils.measure.run`."""
+    """One configuration, with the keys of `utils.benchmark.measure.run`."""
     import numpy as np
     import torch
     import trl
     from accelerate.state import AcceleratorState
     from datasets import Dataset
 
-    from utils.watch import Watch
+    from utils.benchmark.watch import Watch
 
     choose_attention(t4)
     watch = Watch(*STEPS)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
                 *(found[k] for k in ("mode", "attention", "batch", "length", "gpu_ms", "peak_allocated_gib")),
                 flush=True,
             )
-            records.write("speed_unsloth_7b", figures, "python -m utils.unsloth_speed MODEL", options.out)
+            records.write("speed_unsloth_7b", figures, "python -m utils.benchmark.unsloth_speed MODEL", options.out)
 
 
 if __name__ == "__main__":

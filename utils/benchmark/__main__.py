@@ -21,13 +21,14 @@ import sys
 import traceback
 from dataclasses import replace
 
-from utils import measure, memory
-from utils.generation import generation
-from utils.gradients import compared, fp32_gradients, gradients
-from utils.measure import Setting
-from utils.rates import rates
-from utils.workbench import Bench, public, rotary_restored
-from utils.workloads import ALPACA, FAST, GRID, LEVERS, USUAL
+from utils import memory
+from utils.benchmark import measure
+from utils.benchmark.generation import generation
+from utils.benchmark.gradients import compared, fp32_gradients, gradients
+from utils.benchmark.measure import Setting
+from utils.benchmark.rates import rates
+from utils.benchmark.workbench import Bench, public, rotary_restored
+from utils.benchmark.workloads import ALPACA, FAST, GRID, LEVERS, USUAL
 
 
 def grid(bench: Bench) -> None:

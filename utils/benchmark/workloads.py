@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from utils.measure import Setting
+from utils.benchmark.measure import Setting
 
 FAST, USUAL = Setting(), Setting(upcast=True, liger=False, fused=False)
 # Lengths in tokens of Llama-2's tokenizer of the 999 rows of data/alpaca_en_demo.json (hiyouga/LLaMA-Factory, commit

@@ -2,7 +2,7 @@
 
 import time
 
-from utils import kernels, measure
+from utils.benchmark import kernels, measure
 
 
 def rates(gpu: bool) -> dict:

@@ -2,8 +2,9 @@
 
 import time
 
-from utils import kernels, measure, memory, stand_in
-from utils.workbench import Bench
+from utils import memory, stand_in
+from utils.benchmark import kernels, measure
+from utils.benchmark.workbench import Bench
 
 
 def generation(bench: Bench) -> None:
