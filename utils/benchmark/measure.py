@@ -21,11 +21,12 @@ class Setting:
     compiled: bool = False  # each decoder layer by torch.compile
     double_quant: bool = True
     packed: bool = False  # rows are packs with `seq_lengths`
+    grouped: bool = False  # batches of rows of similar length
     any_attention: bool = False  # FlashAttention and cuDNN's, too, which a T4 has not
 
     @property
     def name(self) -> str:
-        names = ("upcast", "liger", "liger_first", "fused", "compiled", "packed", "any_attention")
+        names = ("upcast", "liger", "liger_first", "fused", "compiled", "packed", "grouped", "any_attention")
         on = [n for n in names if getattr(self, n)]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
@@ -77,6 +78,8 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
         args.packing = setting.packed
+        if setting.grouped:
+            args.train_sampling_strategy = "group_by_length"
         if not mixed:
             args.fp16 = args.bf16 = False
             args.mixed_precision = "no"
