@@ -104,6 +104,8 @@ def rehearse(
         leftovers.clear(model, everything=True)
         del model
         memory.free()
+    if not watch.seconds:
+        raise Stop("The rehearsal was stopped before a step could be timed. Run it again, and give it three steps")
     gpu = tuple(times.busy / 1e3 for times in watch.times)
     peak = max(m[-1] for m in watch.memory) if gpu else memory.process_peak()
     return Rehearsal(recipe, True, peak, tuple(watch.seconds), gpu, steps)

@@ -47,6 +47,12 @@ def test_other_reasons_to_stop_are_passed_on(tokenizer, monkeypatch):
         rehearsal.rehearse(POCKET.base, tokenizer, [20], replace(POCKET.recipe, batch_size=1))
 
 
+def test_stopped_at_once_it_says_so(tokenizer, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_, **__: None)
+    with pytest.raises(Stop, match="before a step could be timed"):
+        rehearsal.rehearse(POCKET.base, tokenizer, [20], replace(POCKET.recipe, batch_size=1))
+
+
 @pytest.mark.parametrize(("gib", "length"), [(14.5, 512), (14.5, 4096), (22.5, 2048), (39.5, 2048)])
 def test_fit_chooses_what_fits_and_keeps_the_rows_of_a_step(gib, length):
     config = stand_in.config("llama-2-7b")
