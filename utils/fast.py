@@ -125,9 +125,9 @@ def _function():
 def liger(model) -> None:
     """Liger's fused RMSNorm, SwiGLU and rotary embedding on a (PEFT) model of the Llama architecture.
 
-    The rotary embedding is patched in transformers itself, for every Llama of this process. The fused loss is apart
-    (`liger_loss`), because trl replaces the model's forward when the trainer is built. Look for the kernels' names in a
-    profile before you believe that they run.
+    They are patched in transformers itself, too, for every Llama that this process builds afterwards. The fused loss is
+    apart (`liger_loss`), because trl replaces the model's forward when the trainer is built. Look for the kernels'
+    names in a profile before you believe that they run.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 

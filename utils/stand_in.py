@@ -123,4 +123,6 @@ def write(target: str, folder, dtype=None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("Give a target and a folder: python -m utils.stand_in llama-2-7b outputs/random-llama-2-7b")
     write(*sys.argv[1:])

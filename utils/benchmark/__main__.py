@@ -27,7 +27,7 @@ from utils.benchmark.generation import generation
 from utils.benchmark.gradients import compared, fp32_gradients, gradients
 from utils.benchmark.measure import Setting
 from utils.benchmark.rates import rates
-from utils.benchmark.workbench import Bench, public, rotary_restored
+from utils.benchmark.workbench import Bench, llama_restored, public
 from utils.benchmark.workloads import ALPACA, FAST, GRID, LEVERS, USUAL
 
 
@@ -74,7 +74,7 @@ def levers(bench: Bench) -> None:
 
 
 def lever(bench: Bench, setting: Setting, shapes: list, reference) -> None:
-    with rotary_restored():
+    with llama_restored():
         model = bench.build(bench.recipe, setting)
         for batch, length in shapes:
             steps = (2, 4, 4) if (batch, length) == (1, 2048) and not bench.options.quick else None
@@ -114,7 +114,7 @@ def real(bench: Bench) -> None:
         recipe = replace(bench.recipe, batch_size=batch, max_length=pack)
         whole_pass = len(encoded) // batch  # batches of similar length come from long to short
         steps = (1, 1, 2) if bench.options.quick else (2, 2, whole_pass if setting.grouped else 20 if batch > 1 else 10)
-        with rotary_restored():
+        with llama_restored():
             model = bench.build(recipe, setting)
             bench.cap(True)
             found = bench.attempt(model, encoded, recipe, setting, steps)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from utils import memory
 from utils.benchmark.measure import Setting
-from utils.benchmark.workbench import Bench, rotary_restored
+from utils.benchmark.workbench import Bench, llama_restored
 
 
 def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
@@ -31,7 +31,7 @@ def fp32_gradients(bench: Bench):
     import bitsandbytes as bnb
 
     setting = Setting(upcast=True, liger=False, fused=False)
-    with rotary_restored():
+    with llama_restored():
         model = bench.build(bench.recipe, setting)
         for module in model.modules():
             if isinstance(module, bnb.nn.Linear4bit):

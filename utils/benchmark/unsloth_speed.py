@@ -9,7 +9,6 @@ False), with the attention of a T4 and with any. Unsloth's defaults stay as they
 """
 
 import argparse
-import gc
 import os
 import time
 from importlib.metadata import version
@@ -22,6 +21,8 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 SHAPES = ((1, 2048), (1, 512), (2, 2048))
 SHOWN = ("mode", "attention", "batch", "length", "gpu_ms", "peak_allocated_gib")
 STEPS = (3, 2, 3)  # to warm up, by the clock, in the profiler
+
+_attention = {}  # what Unsloth had found installed, before `choose_attention` hid it
 
 
 def load(folder: str, checkpointing):
@@ -40,9 +41,9 @@ def choose_attention(t4: bool) -> None:
     import torch
     from unsloth.utils import attention_dispatch as dispatch
 
-    if t4:
-        dispatch.HAS_FLASH_ATTENTION = dispatch.HAS_XFORMERS = False
-        dispatch._TORCH_VARLEN_ATTN = None
+    for name, without in (("HAS_FLASH_ATTENTION", False), ("HAS_XFORMERS", False), ("_TORCH_VARLEN_ATTN", None)):
+        own = _attention.setdefault(name, getattr(dispatch, name, without))
+        setattr(dispatch, name, without if t4 else own)
     torch.backends.cuda.enable_flash_sdp(not t4)
     torch.backends.cuda.enable_cudnn_sdp(not t4)
 
@@ -50,11 +51,11 @@ def choose_attention(t4: bool) -> None:
 def measure(model, tokenizer, checkpointing, batch: int, length: int, t4: bool) -> dict:
     """One configuration, with the keys of `utils.benchmark.measure.run`."""
     import numpy as np
-    import torch
     import trl
     from accelerate.state import AcceleratorState
     from datasets import Dataset
 
+    from utils import memory
     from utils.benchmark.watch import Watch
 
     choose_attention(t4)
@@ -91,8 +92,7 @@ def measure(model, tokenizer, checkpointing, batch: int, length: int, t4: bool) 
     found |= {"step_applied": any((p.detach() != b[n]).any().item() for n, p in model.named_parameters() if n in b)}
     model.zero_grad(set_to_none=True)
     AcceleratorState._reset_state(reset_partial_state=True)
-    gc.collect()
-    torch.cuda.empty_cache()
+    memory.free()
     return found
 
 
@@ -106,13 +106,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import unsloth  # noqa: F401  first, because it patches the others
 
-    from utils import records
+    from utils import memory, records
 
     started, model = time.monotonic(), None
     figures = {"rules": RULES, "packages": {p: version(p) for p in PACKAGES}, "configurations": [], "missing": []}
     for t4, checkpointing in ((True, "unsloth"), (True, False), (False, False), (False, "unsloth")):
-        del model
-        gc.collect()
+        model = None
+        memory.free()
         model, tokenizer = load(options.model, checkpointing)
         for batch, length in SHAPES:
             if time.monotonic() - started > 60 * options.minutes:
@@ -120,10 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             found = measure(model, tokenizer, checkpointing, batch, length, t4)
             figures["configurations"].append(found)
-            print(
-                *(found[k] for k in ("mode", "attention", "batch", "length", "gpu_ms", "peak_allocated_gib")),
-                flush=True,
-            )
+            print({name: found[name] for name in SHOWN}, flush=True)
             records.write("speed_unsloth_7b", figures, "python -m utils.benchmark.unsloth_speed MODEL", options.out)
 
 

@@ -108,8 +108,8 @@ class Bench:
         return found
 
 
-class rotary_restored:
-    """Liger replaces a function of transformers; this puts it back."""
+class llama_restored:
+    """Liger replaces a function and two classes of transformers; this puts them back."""
 
     def __enter__(self):
         from transformers.models.llama import modeling_llama
