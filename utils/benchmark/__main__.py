@@ -98,22 +98,18 @@ def real(bench: Bench) -> None:
     ids = [measure.rows(1, n, bench.config.vocab_size, seed=i)[0] for i, n in enumerate(lengths)]
     together = Dataset.from_list(ids)
     packs = pack_dataset(together, pack, "bfd")
-    fast_packed = replace(FAST, packed=True, checkpoint="none", liger=bench.gpu)
-    grouped = replace(FAST, grouped=True, liger=bench.gpu)
+    packed = replace(FAST, packed=True, checkpoint="none", liger=bench.gpu)
     ways = [  # (name, setting, rows, batch)
         ("usual, padded batches of 4", USUAL, together, 4),
         ("usual, packs", replace(USUAL, packed=True), packs, 1),
         ("fast, padded batches of 4", replace(FAST, liger=bench.gpu), together, 4),
-        ("fast, batches of 3 of similar length, no checkpointing", replace(grouped, checkpoint="none"), together, 3),
-        ("fast, batches of 4 of similar length, every 4th layer", replace(grouped, checkpoint=4), together, 4),
-        ("fast, packs, no checkpointing", fast_packed, packs, 1),
-        ("fast, packs, checkpoint all", replace(fast_packed, checkpoint="all"), packs, 1),
+        ("fast, packs", packed, packs, 1),
+        ("fast, packs, attended row by row", replace(packed, by_row=True), packs, 1),
     ]
     bench.figures |= {"lengths": ALPACA, "pack": pack, "packs": len(packs), "training": [], "generation": []}
     for name, setting, encoded, batch in ways:
         recipe = replace(bench.recipe, batch_size=batch, max_length=pack)
-        whole_pass = len(encoded) // batch  # batches of similar length come from long to short
-        steps = (1, 1, 2) if bench.options.quick else (2, 2, whole_pass if setting.grouped else 20 if batch > 1 else 10)
+        steps = (1, 1, 2) if bench.options.quick else (2, 2, 20 if batch > 1 else 10)
         with llama_restored():
             model = bench.build(recipe, setting)
             bench.cap(True)

@@ -13,6 +13,7 @@ from utils.profile import Recipe
 class Setting:
     """Which of the levers of utils.fast are pulled."""
 
+    dropout: float = 0.0  # share of an adapter's inputs that is set to zero
     upcast: bool = False  # frozen 16-bit weights to fp32, as prepare_model_for_kbit_training does
     liger: bool = True  # fused norms, SwiGLU, rotary embedding and loss
     liger_first: bool = False  # before the adapter instead of after it: does the order matter?
@@ -21,12 +22,12 @@ class Setting:
     compiled: bool = False  # each decoder layer by torch.compile
     double_quant: bool = True
     packed: bool = False  # rows are packs with `seq_lengths`
-    grouped: bool = False  # batches of rows of similar length
+    by_row: bool = False  # the rows of a pack attend one by one
     any_attention: bool = False  # FlashAttention and cuDNN's, too, which a T4 has not
 
     @property
     def name(self) -> str:
-        names = ("upcast", "liger", "liger_first", "fused", "compiled", "packed", "grouped", "any_attention")
+        names = ("dropout", "upcast", "liger", "liger_first", "fused", "compiled", "packed", "by_row", "any_attention")
         on = [n for n in names if getattr(self, n)]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
@@ -34,16 +35,23 @@ class Setting:
 
 def build(config, recipe: Recipe, setting: Setting):
     """A random model of `config`'s shape with an adapter and the setting's levers."""
+    import torch
+
     base = stand_in.make(config, double_quant=setting.double_quant)
     if setting.liger and setting.liger_first:
         fast.liger(base)
     model = loading.add_adapter(base, recipe)
+    for module in model.modules():
+        if setting.dropout and hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(setting.dropout)
     if setting.upcast:
         fast.upcast(model)
     if setting.liger and not setting.liger_first:
         fast.liger(model)
     if setting.fused:
         fast.fuse_adapters(model)
+    if setting.by_row:
+        fast.attend_by_row(model)
     if setting.compiled:
         fast.compile_layers(model)
     return model
@@ -78,8 +86,6 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         args = training.arguments(recipe, len(encoded), folder)
         args.activation_offloading = setting.checkpoint == "offload"
         args.packing = setting.packed
-        if setting.grouped:
-            args.train_sampling_strategy = "group_by_length"
         if not mixed:
             args.fp16 = args.bf16 = False
             args.mixed_precision = "no"
