@@ -1,13 +1,15 @@
 """Measure QLoRA training of a 7B shape: memory, GPU time and what each lever buys. Nothing is downloaded.
 
+    python -m utils.benchmark rates     how fast this card multiplies, attends, copies and dequantizes; half a minute
     python -m utils.benchmark grid      peak memory and time over lengths, batches and kinds of checkpointing
-    python -m utils.benchmark levers    each lever alone and together; gradients against fp32; the card's two rates
+    python -m utils.benchmark levers    each lever alone and together; gradients against fp32
     python -m utils.benchmark real      rows as long as Alpaca's, padded and packed; generation in 4 and in 16 bits
 
-Each writes data/measurements/<name>.json (memory_grid_7b, speed_levers_7b, speed_real_7b) after every configuration, so
-that what a time limit leaves undone is missing and the rest is there. The model has Llama-2-7B's shape and random
-weights. On CUDA the rules of a T4 hold: fp16, no FlashAttention, no cuDNN attention, and torch may use 14.12 GiB (a
-T4's 14.5 less context and paged optimizer); what does not fit is measured again without that limit, and marked.
+Each writes data/measurements/<name>.json (rates_<card>, memory_grid_7b, speed_levers_7b, speed_real_7b), the last three
+after every configuration, so that what a time limit leaves undone is missing and the rest is there. The model has
+Llama-2-7B's shape and random weights. On CUDA the rules of a T4 hold: fp16, no FlashAttention, no cuDNN attention, and
+torch may use 14.12 GiB (a T4's 14.5 less context and paged optimizer); what does not fit is measured again without that
+limit, and marked.
 
 GPU time is the time in which the GPU is busy, from torch's profiler: the median of several steps. Wall time stands
 beside it; a fast GPU with a slow host waits for launches, and its wall time says nothing about a T4.
@@ -31,11 +33,16 @@ from utils.benchmark.workbench import Bench, llama_restored, public
 from utils.benchmark.workloads import ALPACA, FAST, GRID, LEVERS, USUAL
 
 
+def card_rates(bench: Bench) -> None:
+    """What `pace` needs of a card."""
+    bench.figures["rates"] = rates(bench.gpu)
+    bench.say(f"rates {bench.figures['rates']}")
+
+
 def grid(bench: Bench) -> None:
     """Peaks and times of the fast recipe, one model for all."""
     setting = replace(FAST, liger=bench.gpu)
-    bench.figures["rates"] = rates(bench.gpu)
-    bench.say(f"rates {bench.figures['rates']}")
+    card_rates(bench)
     model = bench.build(bench.recipe, setting)
     bench.figures["configurations"] = []
     wanted = [(kind, *shape) for kind, shapes in GRID.items() for shape in shapes]
@@ -53,8 +60,8 @@ def grid(bench: Bench) -> None:
 
 def levers(bench: Bench) -> None:
     """Each lever; every setting on a fresh model. Gradients at 1 x 1024, with a B that is not zero."""
-    bench.figures |= {"configurations": [], "gradients": [], "rates": rates(bench.gpu)}
-    bench.say(f"rates {bench.figures['rates']}")
+    card_rates(bench)
+    bench.figures |= {"configurations": [], "gradients": []}
     reference = fp32_gradients(bench)
     for setting, shapes, compare in LEVERS:
         if bench.late:
@@ -139,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     from utils import runtime
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("grid", "levers", "real"))
+    parser.add_argument("part", choices=("rates", "grid", "levers", "real"))
     parser.add_argument("--quick", action="store_true", help="the pocket shape, a few configurations: does it work?")
     parser.add_argument("--minutes", type=float, default=6.5, help="start no configuration after this time")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default data/measurements)")
@@ -153,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("no GPU: only --quick runs without one")
     runtime.quiet()
     bench = Bench(options)
-    {"grid": grid, "levers": levers, "real": real}[options.part](bench)
+    {"rates": card_rates, "grid": grid, "levers": levers, "real": real}[options.part](bench)
     bench.save()
     if (left := max(bench.figures["left_over_gib"], default=0.0)) > 0.01:
         print(f"Earlier configurations left {left:.2f} GiB on the GPU: the peaks of this record are too high")

@@ -1,6 +1,7 @@
 """What all parts of the benchmark stand on: models that are built and cleared away, and a record that grows."""
 
 import math
+import re
 import time
 import traceback
 from dataclasses import replace
@@ -60,9 +61,13 @@ class Bench:
         print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
 
     def save(self) -> None:
+        import torch
+
+        part = self.options.part
         names = {"grid": "memory_grid_7b", "levers": "speed_levers_7b", "real": "speed_real_7b"}
-        name = names[self.options.part] + ("_quick" if self.options.quick else "")
-        command = f"python -m utils.benchmark {self.options.part}" + (" --quick" if self.options.quick else "")
+        card = torch.cuda.get_device_name(0) if self.gpu else "cpu"
+        name = names.get(part, "rates_" + re.sub(r"\W+", "_", card).lower()) + ("_quick" if self.options.quick else "")
+        command = f"python -m utils.benchmark {part}" + (" --quick" if self.options.quick else "")
         self.figures["seconds_in_all"] = time.monotonic() - self.started
         records.write(name, finite(self.figures), command, self.options.out)
 
