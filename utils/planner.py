@@ -67,7 +67,9 @@ def optimizer(sizes: list[int], name: str) -> dict[str, int]:
     return {"optimizer": kept, "optimizer, paged": paged}
 
 
-def saved(config, rank: int, tokens: int, liger: bool = True, upcast: bool = False, element: int = 2) -> int:
+def saved(
+    config, rank: int, tokens: int, liger: bool = True, upcast: bool = False, element: int = 2, dropout: bool = False
+) -> int:
     """Bytes that one decoder layer keeps for its backward pass, its own input among them.
 
     Args:
@@ -75,6 +77,7 @@ def saved(config, rank: int, tokens: int, liger: bool = True, upcast: bool = Fal
         liger: fused norms and SwiGLU keep their inputs alone.
         upcast: norms in fp32, and with them the stream from layer to layer; each adapter casts its own copy.
         element: bytes of a number in the compute dtype.
+        dropout: each adapter keeps an input of its own, with holes, and a byte a number that says where they are.
     """
     sizes = shapes(config)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -82,8 +85,11 @@ def saved(config, rank: int, tokens: int, liger: bool = True, upcast: bool = Fal
     wide = 4 if upcast else element
     norms = 2 * (hidden * (wide if liger else 4) + 4)  # the input (transformers' own norms: in fp32), one root each
     inputs = hidden * element * (5 if wide != element else 2)  # of q, k, v and of gate, up: shared, if nobody casts
+    inputs += inner * element  # of down; that of o is the output of attention
+    if dropout:
+        inputs = (element + 1) * sum(size for _, size in sizes.values())
     attention = (2 * queries + 2 * keys) * element + 4 * config.num_attention_heads  # q, k, v, output; sums of softmax
-    mlp = inner * wide * (2 if liger else 3) + inner * element  # gate, up, (silu of gate); their product
+    mlp = inner * wide * (2 if liger else 3)  # gate, up, (silu of gate)
     narrow = len(sizes) * rank * element  # x A^T of every adapter
     casts = 2 * rank * sum(map(sum, sizes.values())) if element < 4 else 0  # A and B in 16 bits
     return tokens * (norms + inputs + attention + mlp + narrow) + casts
@@ -102,6 +108,7 @@ def memory(
     upcast: bool = False,
     double_quant: bool = True,
     element: int = 2,
+    dropout: bool = False,
 ) -> dict[str, int]:
     """Bytes by kind at the moment of the peak of a step; their sum is torch's peak, without what lies in pages.
 
@@ -117,7 +124,7 @@ def memory(
     wide = 4 if upcast else element
     sizes = adapter(config, recipe.rank)
     moments = optimizer(sizes, recipe.optimizer)
-    whole = saved(config, recipe.rank, tokens, liger, upcast, element)
+    whole = saved(config, recipe.rank, tokens, liger, upcast, element, dropout)
     entrance = tokens * config.hidden_size * wide  # a layer's input
     outputs, inputs = shapes(config)["down_proj"]
     at_work = outputs * inputs * element + 4 * ceil(outputs * inputs / 64)  # one weight, and its absmax in fp32

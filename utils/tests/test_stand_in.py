@@ -55,8 +55,12 @@ def test_published_shapes(name):
 
 
 def with_gradients(model, ids):
+    return with_gradients_of(model, {"input_ids": ids, "labels": ids})
+
+
+def with_gradients_of(model, batch):
     model.train().zero_grad()
-    loss = model(input_ids=ids, labels=ids).loss
+    loss = model(**batch).loss
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -82,6 +86,42 @@ def test_adapters_with_dropout_are_left_alone(config):
 
     adapter = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"], task_type="CAUSAL_LM")
     assert fast.fuse_adapters(get_peft_model(stand_in.make(config), adapter)) == 0
+
+
+def test_rows_of_a_pack_attend_by_themselves(config):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    model = loading.add_adapter(stand_in.make(config), POCKET.recipe)
+    rows = [torch.randint(3, config.vocab_size, (n,)).tolist() for n in (5, 30, 1, 12)]
+    pack = {"input_ids": [token for row in rows for token in row], "seq_lengths": [len(row) for row in rows]}
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([pack])
+    batch["use_cache"] = False  # as the trainer does; with a cache transformers takes the pack for one row
+    padded = DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": row} for row in rows])
+    loss, gradients = with_gradients_of(model, batch)
+    apart = model(**padded).logits
+    fast.attend_by_row(model)
+    squares = []
+    model.get_base_model().model.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: squares.append(kwargs["row_lengths"]), with_kwargs=True
+    )
+    found_loss, found = with_gradients_of(model, batch)
+    assert squares == [[5, 30, 1, 12]] and abs(found_loss - loss) < 1e-5
+    assert all((found[n] - g).norm() < 1e-4 * g.norm() for n, g in gradients.items() if g.norm() > 0)
+    logits = model(**batch).logits[0].split(pack["seq_lengths"])
+    assert all((a[: len(b)] - b).abs().max() < 1e-4 for a, b in zip(apart, logits, strict=True))
+
+
+def test_batches_without_rows_attend_as_before(config):
+    model = loading.add_adapter(stand_in.make(config), POCKET.recipe)
+    ids = torch.randint(3, config.vocab_size, (2, 20))
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        fast.attend_by_row(model)
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+        settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+        assert model.generate(input_ids=ids, attention_mask=mask, **settings).shape == (2, 25)
 
 
 def test_a_folder_that_loads_like_a_real_one(tmp_path):
