@@ -117,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=4, help="load no model after this time")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default data/measurements)")
     options = parser.parse_args(arguments)
+    import torch  # noqa: F401  so that the record names the GPU, which only the other processes use
+
     from utils import records
 
     started = time.monotonic()

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from utils.benchmark.measure import Setting
 
-# Usual is what most tutorials run: prepare_model_for_kbit_training, peft's own forward, and a little dropout (the QLoRA
-# paper trains its models with 0.05 or 0.1; its amount does not change the time).
+# Usual is what most tutorials run: prepare_model_for_kbit_training, peft's own forward, and a little dropout (QLoRA's
+# own scripts: 0.1 for a 7B, 0.05 for a 65B; the share does not change the time).
 FAST, USUAL = Setting(), Setting(dropout=0.05, upcast=True, liger=False, fused=False)
 # Lengths in tokens of Llama-2's tokenizer of the 999 rows of data/alpaca_en_demo.json (hiyouga/LLaMA-Factory, commit
 # ff6d4d1), in this course's template: percentiles 0.5, 1.5, ... 99.5.
