@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import leftovers, loading, stand_in
+from utils import leftovers, loading, pace, records, stand_in
+from utils.benchmark import __main__ as benchmark
 from utils.benchmark import measure, workloads
 from utils.profile import PROFILES
 
@@ -66,3 +67,11 @@ def test_a_run_restores_what_it_patched(measured):
 def test_a_run_leaves_attention_as_it_was(measured):
     measured(SETTINGS[0])
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_command_records_what_the_planner_reads(tmp_path):
+    assert benchmark.main(["rates", "--quick", "--out", str(tmp_path)]) == 0
+    found = records.read("rates_cpu_quick", tmp_path)["figures"]["rates"]
+    assert found.keys() == records.read("memory_grid_7b")["figures"]["rates"].keys()
+    config, recipe = stand_in.config(POCKET.base), POCKET.recipe
+    assert all(seconds > 0 for seconds in pace.seconds(config, recipe, found).values())
