@@ -47,6 +47,8 @@ QUIET_WARNINGS = [
     (r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning),
     # The recipe names the paged optimizer that a T4 needs; on a CPU there is nothing to page.
     (r"Paged optimizers are not supported on CPU", UserWarning),
+    # torch's profiler, of a rehearsal: each step is a cycle of its own, and its events are read before the next.
+    (r"Warning: Profiler clears events at the end of each cycle", UserWarning),
 ]
 # (logger, start of the message as a regex).
 QUIET_LOGS = [

@@ -151,6 +151,7 @@ def test_quiet_is_narrow():
         runtime.quiet()
         warnings.warn("`gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=1)
         warnings.warn("Paged optimizers are not supported on CPU. Falling back", UserWarning, stacklevel=1)
+        warnings.warn("Warning: Profiler clears events at the end of each cycle.Only", UserWarning, stacklevel=1)
         warnings.warn("`gradient_clipping` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("a loss of nan", UserWarning, stacklevel=1)
     assert [str(w.message) for w in seen] == ["`gradient_clipping` is deprecated", "a loss of nan"]
