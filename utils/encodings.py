@@ -26,7 +26,7 @@ def of(path: Path) -> str:
         for mark, encoding in BOMS:
             if start.startswith(mark):
                 return encoding
-        if b"\0" in start:
+        if b"\0" in start[:2]:  # every second byte of ASCII in UTF-16; further on a zero is a mistake of its row
             wide = "UTF-32" if b"\0\0" in start else "UTF-16"
             guess = wide + ("BE" if start.startswith(b"\0") else "LE")
             raise Stop(f"{path.name}, line 1: not UTF-8 but {guess}. {_convert(path, guess)}")

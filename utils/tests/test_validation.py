@@ -60,6 +60,7 @@ def checked(raws, folder: Path):
 
 @given(lines=LINES)
 @example(lines=["0\r0"])  # a carriage return alone ends no line
+@example(lines=["\0"])  # a zero alone does not make the file UTF-16
 @settings(**SETTINGS)
 def test_rows_in_are_rows_kept_and_rows_rejected(lines, folder):
     path = folder / "my.jsonl"
