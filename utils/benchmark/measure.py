@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import asdict, dataclass, replace
 
-from utils import fast, loading, memory, stand_in, training
+from utils import fast, loading, memory, packs, stand_in, training
 from utils.benchmark import kernels
 from utils.benchmark.watch import Watch
 from utils.profile import Recipe
@@ -51,7 +51,7 @@ def build(config, recipe: Recipe, setting: Setting):
     if setting.fused:
         fast.fuse_adapters(model)
     if setting.by_row:
-        fast.attend_by_row(model)
+        packs.attend_by_row(model)
     if setting.compiled:
         fast.compile_layers(model)
     return model

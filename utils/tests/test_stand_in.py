@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import fast, loading, stand_in
+from utils import fast, loading, packs, stand_in
 from utils.profile import PROFILES
 
 POCKET = PROFILES["pocket"]
@@ -99,7 +99,7 @@ def test_rows_of_a_pack_attend_by_themselves(config):
     padded = DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": row} for row in rows])
     loss, gradients = with_gradients_of(model, batch)
     apart = model(**padded).logits
-    fast.attend_by_row(model)
+    packs.attend_by_row(model)
     squares = []
     model.get_base_model().model.layers[0].self_attn.register_forward_pre_hook(
         lambda module, args, kwargs: squares.append(kwargs["row_lengths"]), with_kwargs=True
@@ -118,7 +118,7 @@ def test_batches_without_rows_attend_as_before(config):
     mask[1, :7] = 0
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=mask).logits
-        fast.attend_by_row(model)
+        packs.attend_by_row(model)
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
         settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
         assert model.generate(input_ids=ids, attention_mask=mask, **settings).shape == (2, 25)
