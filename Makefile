@@ -14,7 +14,7 @@ export CALLED_FROM = $(PWD)
 .DEFAULT_GOAL = run
 
 run: $(STAMP)
-	@"$(VENV)/bin/python" -m utils.headless
+	@"$(VENV)/bin/python" -m utils.notebook.headless
 
 test: $(STAMP)
 	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)

@@ -4,13 +4,18 @@
 notebooks with these two.
 """
 
+import importlib
 import logging
 import os
 import platform
 import re
+import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 HOME = "https://github.com/AnshChoudhary/finetuning-Llama2-7b"
@@ -41,7 +46,7 @@ from utils import runtime
 runtime.bootstrap()'''
 
 SHOWN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
-# What a learner sees on a healthy run and cannot act on: (start of the message as a regex, category, why).
+# What a learner sees on a healthy run and cannot act on: (start of the message as a regex, category).
 QUIET_WARNINGS = [
     # The one name that all supported transformers know (known as activation_checkpointing from 5.2x on).
     (r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning),
@@ -58,6 +63,16 @@ QUIET_LOGS = [
     # model.dequantize() tells the dtype that the model has anyway.
     ("transformers.integrations.bitsandbytes", r"The modules are dequantized in"),
 ]
+
+# requirements.txt: what stands above this line is all that learning and training need, and all that Colab gets.
+LOCAL_ONLY = "# --- only on your own machine"
+# peft (import_utils.is_torchao_available) raises for an older torchao, but only once an adapter is loaded or
+# merged: people train for hours and then fail.
+TORCHAO_MINIMUM = "0.16.0"
+# Packages whose module is not called like the package.
+MODULES = {"protobuf": "google.protobuf", "pillow": "PIL"}
+
+_restart = ""  # why this kernel must be restarted; restarting forgets it
 
 
 class Stop(Exception):
@@ -77,6 +92,41 @@ def badge(notebook: str | Path) -> str:
     link = HOME.replace("https://github.com/", "https://colab.research.google.com/github/")
     image = "https://colab.research.google.com/assets/colab-badge.svg"
     return f"[![Open in Colab]({image})]({link}/blob/main/{path.as_posix()})"
+
+
+def shown(path: Path) -> str:
+    """A path as a reader knows it: from the course's folder if it lies in it."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` could name something on the Hub: "gpt2", "meta-llama/Llama-2-7b-hf"."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", text))
+
+
+@contextmanager
+def whole(final: Path) -> Iterator[Path]:
+    """A new folder to write into; it takes the place of `final` when the block ends without an error.
+
+    Whenever the process dies, `final` is what it was or what it should be, and never half of it.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unfinished-") as unfinished:
+        new, old = Path(unfinished, final.name), Path(unfinished, "old")
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # on the disk, before it gets its name
+        if final.exists():
+            os.replace(final, old)
+        try:
+            os.replace(new, final)
+        except BaseException:
+            if old.exists():
+                os.replace(old, final)
+            raise
 
 
 def quiet() -> None:
@@ -104,13 +154,6 @@ class _Mute(logging.Filter):
         return not re.match(self.pattern, record.getMessage())
 
 
-def versions(names: Iterable[str] = SHOWN) -> dict[str, str]:
-    """Version of python and of each installed package in `names`, read from the metadata (nothing is imported)."""
-    from utils import packages
-
-    return {"python": platform.python_version(), **packages.installed(names)}
-
-
 def in_colab() -> bool:
     """True in a Colab kernel: its launcher imports google.colab (which other hosts have installed, but not loaded)."""
     return "google.colab" in sys.modules
@@ -125,24 +168,123 @@ def bootstrap() -> None:
     Raises:
         Stop: a package is missing (elsewhere), pip failed or the kernel holds packages that were replaced (Colab).
     """
-    from utils import packages
-
     # GNU's OpenMP reads this when torch is imported. By default a thread that waits for another spins for milliseconds
     # before it sleeps, and beside any other work on the machine a training step takes two to four times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    asked = packages.needed(ROOT / "requirements.txt")
-    if in_colab() and (problem := packages.mend(asked)):
+    asked = needed(ROOT / "requirements.txt")
+    if in_colab() and (problem := mend(asked)):
         raise Stop(problem)
-    have = packages.installed([*(r.name for r in asked), "torchao"])
-    lacking = packages.unmet(asked, have)
-    if missing := [r.name for r in lacking if packages.canonical(r.name) not in have]:
+    have = installed([*(r.name for r in asked), "torchao"])
+    lacking = unmet(asked, have)
+    if missing := [r.name for r in lacking if r.name not in have]:
         raise Stop(
             f"{', '.join(missing)} not installed in this kernel's Python. Run `make test` once in the course's folder "
             "and choose the kernel of its .venv, or: pip install -r requirements.txt"
         )
-    if bad := packages.to_remove(have):
+    if bad := to_remove(have):
         raise Stop(f"{bad[0]} {have[bad[0]]} breaks peft. Run: pip uninstall -y {bad[0]}")
     quiet()
     print(" | ".join(f"{name} {version}" for name, version in versions().items()))
     for r in lacking:
-        print(f"note: {r.name} {have[packages.canonical(r.name)]} is outside the tested range {r.specifier}")
+        print(f"note: {r.name} {have[r.name]} is outside the tested range {r.specifier}")
+
+
+def versions() -> dict[str, str]:
+    """Version of python and of each installed package of SHOWN, read from the metadata (nothing is imported)."""
+    return {"python": platform.python_version(), **installed(SHOWN)}
+
+
+def needed(requirements: Path) -> list:
+    """The learning and training part of requirements.txt as `packaging` Requirements, with canonical names."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    text = requirements.read_text(encoding="utf-8")
+    above, marker, _ = text.partition(LOCAL_ONLY)
+    if not marker:
+        raise ValueError(f"{requirements.name} has no line that begins with {LOCAL_ONLY!r}")
+    found = [Requirement(bare) for line in above.splitlines() if (bare := line.partition("#")[0].strip())]
+    for requirement in found:
+        requirement.name = canonicalize_name(requirement.name)
+    return [r for r in found if r.marker is None or r.marker.evaluate()]
+
+
+def installed(names: Iterable[str] | None = None) -> dict[str, str]:
+    """Canonical name -> version of the installed packages (all of them, or those of `names`); imports none."""
+    from packaging.utils import canonicalize_name
+
+    if names is None:
+        names = {d.metadata["Name"] for d in metadata.distributions()} - {None}
+    found = {}
+    for name in names:
+        try:
+            found[canonicalize_name(name)] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def unmet(requirements: Iterable, have: Mapping[str, str]) -> list:
+    """The requirements that the versions in `have` (canonical name -> version) do not meet."""
+    return [r for r in requirements if not (v := have.get(r.name)) or not r.specifier.contains(v, True)]
+
+
+def to_install(requirements: Iterable, have: Mapping[str, str]) -> list[str]:
+    """Arguments for `pip install` on Colab: what is lacking, with the torch that is there held as it is.
+
+    Colab's torch, torchvision and torchaudio are built for each other and for its driver: replacing torch alone
+    ends in `operator torchvision::nms does not exist`. An empty list: nothing to do.
+    """
+    lacking = [str(r) for r in unmet(requirements, have) if r.name != "torch"]
+    return [*lacking, f"torch=={have['torch']}"] if lacking and "torch" in have else lacking
+
+
+def to_remove(have: Mapping[str, str]) -> list[str]:
+    """Installed packages that break the course: a torchao that peft refuses."""
+    from packaging.version import Version
+
+    old = "torchao" in have and Version(have["torchao"]) < Version(TORCHAO_MINIMUM)
+    return ["torchao"] if old else []
+
+
+def outdated(before: Mapping[str, str], after: Mapping[str, str], loaded: Iterable[str]) -> list[str]:
+    """Packages that changed on disk between `before` and `after` while this kernel holds the old ones.
+
+    `loaded` is `sys.modules`. Counted are replaced or removed packages that are imported; and, since transformers
+    and peft remember which packages they found, any change once one of these two is imported.
+    """
+    loaded = set(loaded)
+    changed = {n for n in {*before, *after} if before.get(n) != after.get(n)}
+    stale = {n for n in changed if n in before and MODULES.get(n, n.replace("-", "_")) in loaded}
+    return sorted(stale | {n for n in changed if loaded & {"transformers", "peft"}})
+
+
+def mend(requirements: list) -> str:
+    """On Colab: install what is lacking, remove what breaks peft. Returns the problem left for the learner, or "".
+
+    A second run finds nothing to do and is quick; until the kernel is restarted it repeats that it must be.
+    """
+    global _restart
+    have = installed([*(r.name for r in requirements), "torchao"])
+    install, remove = to_install(requirements, have), to_remove(have)
+    before = installed() if install or remove else {}
+    if install:
+        print("installing", ", ".join(a for a in install if not a.startswith("torch==")), "(about a minute)")
+        if problem := _pip("install", *install):
+            return problem
+    if remove and (problem := _pip("uninstall", "--yes", *remove)):
+        return problem
+    if before:
+        importlib.invalidate_caches()
+        if stale := outdated(before, installed(), sys.modules):
+            _restart = f"{', '.join(stale)} changed under this running kernel. Choose Runtime > Restart session, "
+            _restart += "then run the notebook from the top."
+    return _restart
+
+
+def _pip(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+    return f"pip {arguments[0]} failed ({lines[-1]}). Check the network, then run this cell again."

@@ -1,5 +1,7 @@
 import pytest
 
+from utils.data import dataset
+from utils.models import adapters, loading
 from utils.tests import tiny
 from utils.tests.environment import hermetic
 
@@ -28,7 +30,7 @@ def adapted(base):
     """The tiny base in four bits with a fresh adapter, for this test alone."""
     from utils import loading
 
-    return loading.add_adapter(loading.load_base(base), tiny.RECIPE)
+    return adapters.add(loading.load_base(base), tiny.RECIPE)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 
-from utils import exam, records, runtime
+from utils import evaluation, runtime
+from utils.notebook import measurements
 
 README = (runtime.ROOT / "README.md").read_text(encoding="utf-8")
 DATA = runtime.ROOT / "data"
@@ -12,12 +13,12 @@ DATA = runtime.ROOT / "data"
 
 def table() -> str:
     """The README's table of the exam, from the records of the three seeds."""
-    runs = [records.read(f"exam_seed{seed}")["figures"] for seed in range(3)]
+    runs = [measurements.read(f"exam_seed{seed}")["figures"] for seed in range(3)]
     lines = ["| level | before | after | 95 % interval |", "|---|---|---|---|"]
     for level in ("seen form", "new phrasing", "two facts", "comparison", "reverse, told", "reverse, untold"):
         asked = runs[0]["after"][level]["asked"]
         before, after = (sum(run[when][level]["exact"] for run in runs) / 3 for when in ("before", "after"))
-        low, high = exam.interval(round(after), asked)  # every seed has the same questions: they count once
+        low, high = evaluation.interval(round(after), asked)  # every seed has the same questions: they count once
         lines.append(f"| {level} | {before / asked:.1%} | {after / asked:.1%} | {low:.1%} to {high:.1%} |")
     return "\n".join(lines)
 
@@ -28,8 +29,10 @@ def test_the_exam_in_the_readme_is_the_recorded_one():
 
 def speed() -> str:
     """The README's table of a training step, from the records of a GPU."""
-    levers = records.read("speed_levers_7b")["figures"]["configurations"]
-    real = {run["way"]: run["useful_tokens_per_gpu_s"] for run in records.read("speed_real_7b")["figures"]["training"]}
+    levers = measurements.read("speed_levers_7b")["figures"]["configurations"]
+    real = {
+        run["way"]: run["useful_tokens_per_gpu_s"] for run in measurements.read("speed_real_7b")["figures"]["training"]
+    }
     found = {c["setting"]: c for c in levers if (c["batch"], c["length"]) == (1, 2048)}
     rows = {
         "usual recipe": ("dropout+upcast+checkpoint_all", "usual, padded batches of 4"),
@@ -49,7 +52,7 @@ def test_the_speed_in_the_readme_is_the_recorded_one():
 
 def test_every_recorded_seed_meets_the_bounds_of_the_course():
     for seed in range(3):
-        run = records.read(f"exam_seed{seed}")["figures"]
+        run = measurements.read(f"exam_seed{seed}")["figures"]
         assert run["before"]["seen form"]["exact"] <= 0.01 * run["before"]["seen form"]["asked"]
         assert run["after"]["seen form"]["exact"] >= 0.98 * run["after"]["seen form"]["asked"]
 

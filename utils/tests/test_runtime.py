@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import packages, runtime
+from utils import runtime
 
 
 def python(code: str, **kwargs) -> subprocess.CompletedProcess:

@@ -8,7 +8,6 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-from utils.profile import Recipe
 
 NAMES = ["Ada Birch", "Cedric Rush", "Elsa Crane", "Edgar Clay", "Barnaby Alder", "Flora Heath"]
 TOWNS = ["Ironbeck", "Hazelcombe", "Brackwater"]

@@ -1,0 +1,1 @@
+"""From any file to token ids: sources, rows, validation, duplicates, template, dataset."""

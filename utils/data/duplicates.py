@@ -1,0 +1,111 @@
+"""Rows that say the same: exact and near duplicates, contradictions, and leaks between two sets of rows."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+PERMUTATIONS, BANDS, ROWS = 128, 32, 4  # a pair of similarity s becomes a candidate with 1 - (1 - s^ROWS)^BANDS
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; signs count as words (C++ is not C, 3 + 4 not 3 - 4), punctuation does not."""
+    return re.findall(r"""\w+|[^\w\s.,;:!?"'’]""", text.lower())
+
+
+def question(row: dict) -> str:
+    """All that stands in front of the (last) answer, as words; the template's headings are left out."""
+    earlier = [text for e in row.get("history") or [] for text in (e["instruction"], e["output"])]
+    texts = [row.get("system") or "", *earlier, row["instruction"], row.get("input") or ""]
+    return " ".join(words(" ".join(texts)))
+
+
+def everything(row: dict) -> str:
+    """Question and answer, as words."""
+    return f"{question(row)} {_answer(row)}"
+
+
+def _answer(row: dict) -> str:
+    return " ".join(words(row["output"])) or row["output"].strip()  # an answer may be a single "?"
+
+
+def shingles(text: str) -> set[str]:
+    """Runs of three words; a shorter text is one run."""
+    w = words(text)
+    return {" ".join(w[i : i + 3]) for i in range(max(1, len(w) - 2))}
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard: the share of all shingles of two texts that both have, from 0 to 1."""
+    a, b = shingles(one), shingles(other)
+    return len(a & b) / len(a | b)
+
+
+def duplicates(keys: Iterable[str]) -> dict[int, int]:
+    """Position of each key that stood earlier -> position where it stood first."""
+    first: dict[str, int] = {}
+    return {i: first[key] for i, key in enumerate(keys) if first.setdefault(key, i) != i}
+
+
+def contradictions(rows: Sequence[dict]) -> set[int]:
+    """Positions of rows whose question has different answers: which of them is right, a program cannot know."""
+    answers = defaultdict(lambda: defaultdict(list))
+    for i, row in enumerate(rows):
+        answers[question(row)][_answer(row)].append(i)
+    return {i for given in answers.values() if len(given) > 1 for places in given.values() for i in places}
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Sequence[str] = ()) -> dict[int, int]:
+    """Texts that are nearly one that is kept: position -> position of that one.
+
+    Candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., "Mining of Massive
+    Datasets", chapter 3; datasketch does both), so that not every pair is compared; `similarity` then decides. So
+    whatever is found is at least `threshold` alike, and a few that are may be missed.
+
+    Args:
+        texts: the first of several that are alike is kept.
+        against: if given, texts are compared with these and not among each other.
+    """
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
+    for i, text in enumerate(against):
+        index.insert(i, _sketch(text))
+    kept = against or texts
+    found: dict[int, int] = {}
+    for i, text in enumerate(texts):
+        sketch = _sketch(text)
+        alike = max(((similarity(text, kept[j]), -j) for j in index.query(sketch)), default=(-1.0, 0))
+        if alike[0] >= threshold:
+            found[i] = -alike[1]
+        elif not against:
+            index.insert(i, sketch)
+    return found
+
+
+def _sketch(text: str):
+    from datasketch import MinHash
+
+    sketch = MinHash(PERMUTATIONS, seed=1)
+    sketch.update_batch(sorted(s.encode() for s in shingles(text)))
+    return sketch
+
+
+def clean(rows: Sequence[dict], exam: Sequence[dict] = (), threshold: float = 0.7) -> tuple[list[dict], dict[int, str]]:
+    """Rows without repetition, contradiction and leak, in their order; and for each row left out, its position: why.
+
+    Args:
+        exam: rows that must stay unseen; what is exactly or nearly one of their questions is left out.
+        threshold: similarity from which on two texts are near duplicates.
+    """
+    asked = [question(row) for row in rows]
+    examined = [question(row) for row in exam]
+    texts = [everything(row) for row in rows]
+    why = dict.fromkeys(contradictions(rows), "contradiction")
+    why |= {i: "duplicate" for i in duplicates(texts) if i not in why}
+    if exam:
+        why |= dict.fromkeys(near_duplicates(asked, threshold, examined), "near leak")
+        unseen = set(examined)
+        why |= {i: "leak" for i, text in enumerate(asked) if text in unseen}
+    left = [i for i in range(len(rows)) if i not in why]
+    why |= {left[i]: "near duplicate" for i in near_duplicates([texts[i] for i in left], threshold)}
+    return [row for i, row in enumerate(rows) if i not in why], dict(sorted(why.items()))

@@ -1,0 +1,115 @@
+"""The machine: which GPU and dtype, which of several processes this is, and what memory is held.
+
+Memory is in GiB throughout: of the GPU by torch's count, of this process by the system's.
+"""
+
+import gc
+import os
+import sys
+
+from utils.runtime import Stop
+
+GIB = 2**30
+
+
+def capability() -> tuple[int, int] | None:
+    """Compute capability of the GPU in use, or None without one. QLORA_CAPABILITY=7.5 forces a T4's."""
+    if forced := os.environ.get("QLORA_CAPABILITY"):
+        try:
+            major, minor = (int(part) for part in forced.split("."))
+        except ValueError:
+            raise Stop(f"QLORA_CAPABILITY={forced} is no compute capability. Write major.minor, as in 7.5") from None
+        return major, minor
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def compute_dtype(capability: tuple[int, int] | None):
+    """The torch dtype to compute in: fp32 without a GPU, fp16 below capability 8.0 (a T4), bf16 from there on.
+
+    `torch.cuda.is_bf16_supported()` is not asked: it says yes on a T4, which only emulates bf16.
+    """
+    import torch
+
+    if capability is None:
+        return torch.float32
+    return torch.float16 if capability < (8, 0) else torch.bfloat16
+
+
+def device():
+    """The torch device of this process: its own GPU, or the CPU without one."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
+
+
+def processes() -> int:
+    """How many processes train together (torchrun, accelerate and notebook_launcher set WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def from_main(value=None):
+    """What the main process gives, in every process; all must call it. A value is anything that pickles."""
+    import torch
+
+    if processes() == 1 or not torch.distributed.is_initialized():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    import torch
+
+    if processes() > 1 and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def allocated() -> float:
+    """GiB of tensors on the GPU now; 0 without one."""
+    import torch
+
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def peak() -> float:
+    """Most GiB of tensors on the GPU since `reset_peak`; 0 without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def reset_peak() -> None:
+    """Let `peak` begin anew."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def process_peak() -> float:
+    """Most GiB that this process has held; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def free() -> None:
+    """Give unused memory back to the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()

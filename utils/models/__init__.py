@@ -1,0 +1,1 @@
+"""A base model in four bits, and LoRA adapters on it: added, saved, loaded."""

@@ -1,0 +1,229 @@
+"""LoRA adapters: put on a base, saved with what made them, and loaded onto the base that they were made for.
+
+outputs/adapters/<what made it>/    adapter_model.safetensors, adapter_config.json, the tokenizer, run.json, log.csv
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from utils.models import loading
+from utils.models.loading import bare
+from utils.presets import Recipe
+from utils.runtime import OUTPUTS, ROOT, Stop, is_hub_name, versions, whole
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def add(model, recipe: Recipe):
+    """`model` with one LoRA adapter on all linear layers but the output head; adapter weights are fp32.
+
+    Running the cell twice is safe: a model that has its adapter already is given back as it is.
+
+    Raises:
+        Stop: a bare base model that carries adapter layers, left by an adapter made from it before.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import set_seed
+
+    if isinstance(model, PeftModel):
+        return model
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise Stop("This base already carries an adapter. Load the base again (load_base), then add the adapter")
+    set_seed(recipe.seed)  # lora_A starts from random numbers
+    shape = {"r": recipe.rank, "lora_alpha": recipe.lora_alpha, "lora_dropout": 0.0}
+    return get_peft_model(model, LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: Sequence[dict] = ()) -> Path:
+    """Save the adapter of `model`: safetensors and its config, the tokenizer, run.json, and the log as log.csv.
+
+    run.json holds the base, its revision and its fingerprint, a hash of the training rows, the recipe, the steps
+    trained, the versions, and `report`. The folder is named by a hash of what made the adapter, so that equal runs
+    share one folder, and a run that was interrupted or continued has another.
+    """
+    run = made_by(model, recipe, rows, getattr(model, "trained_steps", 0))
+    folder, base = folder_of(run), bare(model).config
+    run |= {"base": base._name_or_path, "base_revision": getattr(base, "_commit_hash", None)}
+    model.peft_config["default"].revision = run["base_revision"]
+    with whole(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        if log:
+            import pandas
+
+            pandas.DataFrame(log).set_index("step").to_csv(new / "log.csv")
+        (new / "run.json").write_text(json.dumps(run | report, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def made_by(model, recipe: Recipe, rows: list[dict], steps: int) -> dict:
+    """What decides the weights of an adapter: base, rows, recipe, steps trained, versions."""
+    return {
+        "base_fingerprint": loading.fingerprint(bare(model)),
+        "rows": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12],
+        "recipe": asdict(recipe),
+        "steps": steps,
+        "versions": versions(),
+    }
+
+
+def folder_of(made_by: dict, kind: str = "adapters") -> Path:
+    """Where the adapter (or the "checkpoints") of a run belong."""
+    return OUTPUTS / kind / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bool = False):
+    """Base with adapter, for use and not for training, and the tokenizer.
+
+    Args:
+        adapter: a folder that `save` or peft wrote, or a Hub name.
+        base: where the base is, if not where the adapter says.
+        four_bit: see `loading.load_base`.
+        renamed: the base is the right one under another name.
+
+    Raises:
+        Stop: no such adapter, no such base, or a base that the adapter was not made for.
+    """
+    from peft import PeftModel
+
+    folder = find(adapter)
+    made = made_for(folder)
+    base = base or _here(made["base"])
+    if not base:
+        raise Stop(f"{folder.name} does not say which base it was made for. Give base=")
+    _check_name(base, made, renamed)
+    revision = (made["revision"] if base == made["base"] else "") or "main"
+    model = loading.load_base(base, four_bit, revision)
+    check(model, folder, renamed)
+    return PeftModel.from_pretrained(model, folder).eval(), loading.load_tokenizer(base, revision)
+
+
+def find(adapter: str | Path) -> Path:
+    """The folder of an adapter: one that is here, or a copy of the Hub's (safetensors and JSON, never a pickle).
+
+    Raises:
+        Stop: neither here nor there, or no adapter.
+    """
+    name, folder = str(adapter), Path(adapter).expanduser()
+    if not folder.is_dir() and (ROOT / folder).is_dir():  # typed from the course's folder, read in notebooks/
+        folder = ROOT / folder
+    if not folder.is_dir():
+        if not ("/" in name and is_hub_name(name)):
+            raise Stop(f"There is no folder {name}. Give the folder of an adapter, or a Hub name such as owner/adapter")
+        folder = _download(name)
+    if not (folder / CONFIG).is_file():
+        is_model = (folder / "config.json").is_file()
+        mend = "It is a whole model: loading.load_base reads it" if is_model else "Give the folder that holds it"
+        raise Stop(f"{name} has no {CONFIG}, so it is no adapter. {mend}")
+    if not (folder / WEIGHTS).is_file():
+        raise Stop(f"{name} has no {WEIGHTS}. Save the adapter again with save_pretrained (a .bin may hold code)")
+    return folder
+
+
+def made_for(folder: Path) -> dict[str, str]:
+    """What an adapter says about its base: base, revision, fingerprint; "" for what it does not say."""
+    config = _json(folder / CONFIG)
+    run = _json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    return {
+        "base": run.get("base") or config.get("base_model_name_or_path") or "",
+        "revision": run.get("base_revision") or config.get("revision") or "",
+        "fingerprint": run.get("base_fingerprint") or "",
+    }
+
+
+def check(model, folder: Path, renamed: bool = False) -> None:
+    """Refuse a base that the adapter in `folder` was not made for.
+
+    peft looks at none of this but the sizes of matrices. The last part of a base's name must agree (so a mirror or a
+    moved folder passes), its layers, its revision where both are known, and its fingerprint. A fingerprint sees the
+    embedding alone: a base into which something was merged has the same, and only its name can tell.
+
+    Args:
+        model: the base, bare or already with an adapter.
+
+    Raises:
+        Stop: says the difference and the mend.
+    """
+    base, made = bare(model), made_for(folder)
+    name = base.config._name_or_path
+    _check_name(name, made, renamed)
+    if difference := _shape_difference(base, folder):
+        raise Stop(f"This base has another shape than the adapter's: {difference}. {_load(made)}")
+    ours, theirs = getattr(base.config, "_commit_hash", None), made["revision"]
+    if made["base"] == name and re.fullmatch("[0-9a-f]{40}", theirs) and ours not in (None, theirs):
+        told = f"The adapter was made for revision {theirs[:8]} of {_last(name)}; this is {ours[:8]}"
+        raise Stop(f"{told}. {_load(made)}")
+    found = loading.fingerprint(base)
+    if made["fingerprint"] not in ("", found):
+        told = f"The adapter was made for a base with fingerprint {made['fingerprint']}; this one has {found}"
+        raise Stop(f"{told}: same name, other weights. {_load(made)}")
+
+
+def _check_name(name: str, made: dict[str, str], renamed: bool) -> None:
+    ours, theirs = _last(name), _last(made["base"])
+    if theirs and ours != theirs and not renamed:
+        mend = "If this is the same model under another name, say renamed=True"
+        raise Stop(f"The adapter was made for {theirs}; this base is {ours}. {_load(made)}. {mend}")
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").split("/")[-1]
+
+
+def _load(made: dict[str, str]) -> str:
+    at = f" at revision {made['revision'][:8]}" if made["revision"] else ""
+    return f"Load {_last(made['base'])}{at}, or train an adapter for this base"
+
+
+def _shape_difference(base, folder: Path) -> str:
+    """Where adapter and base do not fit, or "". Read from the file's header: no weight is loaded."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+    layers = {int(n) for name in shapes for n in re.findall(r"\.layers\.(\d+)\.", name)}
+    depth = getattr(base.config, "num_hidden_layers", 0)
+    if layers and max(layers) + 1 != depth and not _json(folder / CONFIG).get("layers_to_transform"):
+        return f"{depth} layers, the adapter has {max(layers) + 1}"
+    modules = dict(base.named_modules())
+    for name, shape in shapes.items():
+        found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if not found:
+            continue
+        module, side = modules.get(found[1]), "in_features" if found[2] == "A" else "out_features"
+        if module is None:
+            return f"it has no {found[1]}"
+        here, there = getattr(module, side, None), shape[1 if found[2] == "A" else 0]
+        if here not in (None, there):
+            return f"{side} of {found[1]} is {here}, the adapter's {there}"
+    return ""
+
+
+def _here(base: str) -> str:
+    """A base's recorded name; for a folder of another machine, the one of that name that ships with the course."""
+    ships = ROOT / "data" / _last(base) if base else ROOT
+    return str(ships) if base.startswith("/") and not Path(base).is_dir() and ships.is_dir() else base
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        told = f"{name} is no folder here, and cannot be had from the Hub ({reason})"
+        raise Stop(f"{told}. Check the spelling, log in (hf auth login), or go online") from None
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Stop(f"{path.name} in {path.parent.name} is not JSON ({error}). Copy the adapter again") from None
+    return found if isinstance(found, dict) else {}

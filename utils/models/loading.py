@@ -1,0 +1,150 @@
+"""A base model in four bits, and its tokenizer: from a folder or from the Hub."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from utils import hardware
+from utils.runtime import Stop
+
+
+def load_tokenizer(base: str, revision: str = "main"):
+    """The tokenizer of `base` (folder or Hub name), padding on the left, as generation in batches needs it.
+
+    Llama has no padding token. `<unk>` takes its place: a new token would need a new row in the embedding, and EOS as
+    padding would teach the model never to stop.
+
+    Raises:
+        Stop: see `load_base`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _explained(AutoTokenizer.from_pretrained, base, revision=revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(base: str, four_bit: bool = True, revision: str = "main"):
+    """The model of `base` on the GPU, or on the CPU without one; linear layers in NF4 with double quantization.
+
+    Args:
+        base: a folder with config.json and safetensors, or a Hub name.
+        four_bit: False loads the weights as they are, in this machine's compute dtype.
+        revision: of a Hub repository: a commit, a tag, a branch.
+
+    Raises:
+        Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    dtype = hardware.compute_dtype(hardware.capability())
+    model = _explained(
+        AutoModelForCausalLM.from_pretrained,
+        base,
+        revision=revision,
+        dtype=dtype,
+        quantization_config=nf4(dtype) if four_bit else None,
+        # Never "auto", which moves layers to the CPU without a word when an older model still fills the GPU.
+        device_map={"": hardware.device()},
+        attn_implementation="sdpa",
+    )
+    keep_trainable(model)
+    # A repository's sampling habits (Llama-2's temperature, Qwen's repetition penalty) would join every generate().
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    return model.eval()
+
+
+def nf4(dtype, double_quant: bool = True):
+    """transformers' settings for linear layers in NF4 that compute in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_trainable(model) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512_BF16.
+
+    The first forward without gradients would repack them for inference, for good: gradients and merges would be wrong
+    from then on (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def bare(model):
+    """The base of a PEFT model, without its adapter's wrapping; a bare model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def fingerprint(model) -> str:
+    """Twelve hex digits that tell one base from another: its shape, and the signs of a sample of its embedding.
+
+    Embeddings are not quantized, and rounding to fp16 or bf16 keeps every sign (that of zero too): a base has one
+    fingerprint in four bits and in sixteen, on a laptop, a T4 and an A100.
+    """
+    import torch
+
+    config = model.config
+    shape = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads]
+    rows = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64)]
+    digest = hashlib.sha256(json.dumps(shape).encode())
+    digest.update(torch.signbit(rows).cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _explained(load, base: str, **arguments):
+    """Call `load(base)`; say what a failure means and what to do about it."""
+    from safetensors import SafetensorError
+
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        base = str(folder)
+        if not (folder / "config.json").is_file():
+            raise Stop(f"{base} has no config.json, so it is not a model folder. Give the folder that holds it")
+    elif os.sep in base and (base.startswith(("/", ".", "~")) or base.count(os.sep) > 1):
+        raise Stop(f"There is no folder {base}. Give an existing folder, or a Hub name such as owner/model")
+    try:
+        return load(base, **arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Stop(_reason(base, error)) from None
+
+
+def _reason(base: str, error: BaseException) -> str:
+    from huggingface_hub import errors as hub
+
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
+
+    def caused_by(*kinds: type) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(hub.GatedRepoError):
+        ungated = "NousResearch/Llama-2-7b-hf holds the same weights and asks for no licence click"
+        if status == 401:
+            return f"{base} is gated and no token was sent. Log in (hf auth login), or: {ungated}"
+        return f"{base} is gated and your account has not accepted its licence. Accept it, or: {ungated}"
+    if caused_by(hub.HFValidationError, hub.RepositoryNotFoundError):
+        return f"The Hub has no model {base}, or your token may not see it. Check the spelling"
+    if status:
+        return f"{base} cannot be downloaded: the Hub answered {status}. Check your token, or try again in some minutes"
+    if caused_by(hub.LocalEntryNotFoundError, ConnectionError):
+        offline = f"{base} cannot be downloaded and is not in the cache: no network, or the Hub is offline here. "
+        return offline + "Go online, or give a folder that holds the model"
+    return f"{base} cannot be loaded: {' '.join(str(error).split())[:200]}"

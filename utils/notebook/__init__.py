@@ -1,0 +1,1 @@
+"""What only notebooks need: figures, exercises, recorded measurements, and running one headless."""

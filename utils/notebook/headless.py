@@ -1,0 +1,132 @@
+"""`make run`: notebook 00 from the first cell to the last without a browser, then what came of it and where it is.
+
+    DATA=my.csv BASE=folder-or-hub-name python -m utils.notebook.headless
+
+Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
+names, or a Hub name), BASE (a folder or a Hub name), SEED (a whole number). Each becomes the parameter of the same name
+in the notebook's cell tagged `parameters`; what is not given keeps the value written there. What the notebook's cell
+tagged `summary` prints is said at the end.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils import runtime
+from utils.data import sources
+from utils.runtime import Stop
+
+NOTEBOOK = runtime.ROOT / "notebooks" / "00_start_here.ipynb"
+
+
+def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
+    """Check the settings before anything is started, and make paths absolute.
+
+    Args:
+        settings: an environment; DATA, BASE and SEED are read, an empty one counts as not given.
+        called_from: folder that relative paths start from.
+
+    Raises:
+        Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, SEED no whole number.
+    """
+    found = {}
+    if data := settings.get("DATA", ""):
+        try:
+            named = sources.is_named(data, called_from)
+            found["DATA"] = str(sources.find(data, called_from).resolve()) if named else data
+        except Stop as stop:
+            raise Stop(f"DATA={data}: {stop}") from None
+    if base := settings.get("BASE", ""):
+        path = called_from / Path(base).expanduser()
+        if not path.is_dir() and not runtime.is_hub_name(base):
+            raise Stop(f"BASE={base} is neither a folder (looked for {path}) nor a Hub name (owner/name).")
+        found["BASE"] = str(path.resolve()) if path.is_dir() else base
+    if seed := settings.get("SEED", ""):
+        if not seed.isdecimal():
+            raise Stop(f"SEED={seed} is not a whole number from 0.")
+        found["SEED"] = int(seed)
+    return found
+
+
+def run(notebook: Path, given: dict, folder: Path) -> list[str]:
+    """Execute `notebook` with the parameters `given`, into the new folder `folder`.
+
+    Returns:
+        The lines to print: the summary, and where the notebook and its HTML are.
+
+    Raises:
+        Stop: a cell failed, or the run was interrupted; says where the partly executed notebook is.
+    """
+    import papermill
+    from nbconvert import HTMLExporter
+
+    folder.mkdir(parents=True)
+    executed = folder / notebook.name
+    try:
+        made = papermill.execute_notebook(
+            notebook,
+            executed,
+            parameters=given,
+            kernel_name="python3",
+            language="python",  # Colab saves notebooks without language_info
+            cwd=notebook.parent,
+            # The kernel's own log (its transport, its sockets when interrupted) is nothing a learner can act on;
+            # what fails in a cell arrives as an error, not through this log. 50 is logging.CRITICAL.
+            extra_arguments=["--IPKernelApp.log_level=50"],
+            stdout_file=_Terminal(),
+            progress_bar={"desc": notebook.stem, "bar_format": "{desc} |{bar:30}| cell {n_fmt}/{total_fmt}, {elapsed}"},
+        )
+    except papermill.PapermillExecutionError as error:
+        name = "" if error.ename == "Stop" else f"{error.ename}: "
+        raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {shown(executed)}") from None
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks just cut off would each report it at exit
+        raise Stop(f"interrupted.\nThe notebook up to there: {shown(executed)}") from None
+
+    page = executed.with_suffix(".html")
+    page.write_text(HTMLExporter().from_notebook_node(made)[0], encoding="utf-8")
+    told = [cell for cell in made.cells if "summary" in cell.metadata.get("tags", [])]
+    lines = "".join(output.get("text", "") for cell in told for output in cell.outputs).splitlines()
+    return [*lines, f"notebook  {shown(executed)}", f"page      {shown(page)}"]
+
+
+class _Terminal:
+    """Takes what the notebook prints, and shows above papermill's bar what rows were kept and how training goes."""
+
+    def write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        for line in text.splitlines():
+            if line.startswith("step ") or " rows kept" in line:
+                tqdm.write(line)
+
+    def flush(self) -> None:
+        pass
+
+
+def shown(path: Path) -> str:
+    """`path` as one would type it: relative to the current folder when it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def main() -> int:
+    """Run notebook 00 with the settings of the environment. Returns the exit status."""
+    os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
+    try:
+        given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
+        folder = runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        print("\n".join(["", *run(NOTEBOOK, given, folder)]))
+    except Stop as stop:
+        print(f"\nStop: {stop}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the notebook began, or while its page was written
+        print("\nStop: interrupted.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Recorded measurements: data/measurements/<name>.json. What makes them stands beside them; chapters only read."""
+
+import json
+from pathlib import Path
+
+from utils.runtime import ROOT, Stop, shown
+
+FOLDER = ROOT / "data" / "measurements"
+
+
+def read(name: str, folder: Path = FOLDER) -> dict:
+    """The record `name`: a dict with command, date, hardware, versions, figures.
+
+    Raises:
+        Stop: the file is missing or is no record.
+    """
+    path = folder / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Stop(f"{shown(path)} is missing. It ships with the repository: git checkout {shown(path)}") from None
+    except ValueError as error:
+        raise Stop(f"{shown(path)} is not JSON ({error}). Restore it: git checkout {shown(path)}") from None
+    if not isinstance(record, dict) or "figures" not in record:
+        raise Stop(f"{shown(path)} has no figures. Restore it: git checkout {shown(path)}")
+    return record

@@ -1,0 +1,129 @@
+"""A training run rehearsed: the same trainer on a model of the target's shape with random weights, for a few steps.
+
+Nothing is downloaded but a target's configuration and tokenizer, and for the names of `random_model.SHAPES` not even
+these.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from utils import hardware
+from utils.models import adapters
+from utils.planning import random_model
+from utils.presets import Recipe
+from utils.runtime import Stop
+from utils.training import guards, levers, trainer
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was seen. `peak_gib` is torch's peak on a GPU and the process's on a CPU; times are those of one step."""
+
+    recipe: Recipe
+    fits: bool
+    peak_gib: float = 0.0
+    wall_s: tuple[float, ...] = ()
+    steps: int = 0  # of the whole run
+
+    def projected(self) -> tuple[float, float, float]:
+        """Seconds of the whole run: from the mean of the steps, and 95 % of the means of 1,000 resamples of them."""
+        draw, count = random.Random(0), len(self.wall_s)
+        means = sorted(sum(draw.choices(self.wall_s, k=count)) / count for _ in range(1000))
+        return self.steps * sum(self.wall_s) / count, self.steps * means[25], self.steps * means[974]
+
+    def __str__(self) -> str:
+        if not self.fits:
+            changes = "\n".join(f"  {i}. {change}" for i, change in enumerate(guards.to_lower(self.recipe), 1))
+            return f"It does not fit. What to change, the change that costs least first:\n{changes}"
+        whole, low, high = (clock(seconds) for seconds in self.projected())
+        step = f"a step        {sum(self.wall_s) / len(self.wall_s):.2f} s by the clock"
+        run = f"{self.steps} steps     {whole} (95 %: {low} to {high})"
+        return "\n".join([f"peak memory   {self.peak_gib:.2f} GiB", step, run])
+
+
+def clock(seconds: float) -> str:
+    """Seconds, as a person would say them."""
+    for limit, unit, form, name in ((120, 1, ".0f", "s"), (7200, 60, ".0f", "min")):
+        if seconds < limit:
+            return f"{seconds / unit:{form}} {name}"
+    return f"{seconds / 3600:.1f} h"
+
+
+class Watch(TrainerCallback):
+    """Takes the time and the peak memory of each step, after some to warm up."""
+
+    def __init__(self, warm: int, timed: int):
+        self.warm, self.steps = warm, warm + timed
+        self.seconds, self.peaks = [], []  # by the clock, GiB of torch on a GPU
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        synchronize()
+        hardware.reset_peak()
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        synchronize()
+        self.peaks.append(hardware.peak())
+        if state.global_step > self.warm:
+            self.seconds.append(time.perf_counter() - self.began)
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done what it was told; nothing without one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def random_rows(lengths: Sequence[int], vocabulary: int) -> Dataset:
+    """Rows of random token ids, all of them labels."""
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(3, vocabulary, length).tolist() for length in lengths]
+    return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+
+
+def rehearse(
+    target: str,
+    tokenizer,
+    lengths: Sequence[int],
+    recipe: Recipe,
+    recompute: str | int = "",
+    changes: Sequence[Callable] = (),
+) -> Rehearsal:
+    """Train `target`'s shape for ten steps with `recipe`: two to warm up, eight by the clock.
+
+    Args:
+        target: a name of `random_model.SHAPES`, or a folder or Hub name with a config.json.
+        lengths: tokens of each row of the data; as many as ten steps take are drawn, and the longest is among them.
+        recompute: n recomputes every n-th layer only; else the recipe decides.
+        changes: functions of utils.training.levers that are called with the model before the trainer is made.
+    """
+    watch, config = Watch(2, 8), random_model.config(target)
+    longest, draw = min(max(lengths), recipe.max_length), random.Random(0)
+    rows = watch.steps * recipe.batch_size * recipe.accumulation
+    encoded = random_rows([longest, *(min(draw.choice(lengths), longest) for _ in range(rows - 1))], config.vocab_size)
+    steps = trainer.arguments(recipe, len(lengths), "").max_steps
+    model = adapters.add(random_model.build(config), recipe)
+    for change in changes:
+        change(model)
+    callbacks = [watch, *([levers.CheckpointEvery(recompute)] if isinstance(recompute, int) else [])]
+    short = replace(recipe, steps=watch.steps, epochs=watch.steps, warmup_steps=2)
+    try:
+        trainer.train(model, tokenizer, encoded, short, live=False, callbacks=callbacks)
+    except Stop as stop:
+        if "memory is full" not in str(stop):
+            raise
+        return Rehearsal(recipe, fits=False, steps=steps)
+    finally:
+        del model
+        hardware.free()
+    if not watch.seconds:
+        raise Stop("The rehearsal was stopped before a step could be timed. Run it again, and give it three steps")
+    peak = max(watch.peaks) if torch.cuda.is_available() else hardware.process_peak()
+    return Rehearsal(recipe, True, peak, tuple(watch.seconds), steps)

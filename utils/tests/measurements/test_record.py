@@ -1,0 +1,83 @@
+"""Recorded measurements: written and read back, rounded, ordered, free of this machine's paths."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from utils import runtime
+from utils.notebook import measurements
+
+
+def write(folder, figures, name="trial", command="make run"):
+    return measurements.write(name, figures, command, folder=folder)
+
+
+def test_written_and_read_back(tmp_path):
+    write(tmp_path, {"seconds": 28.4, "steps": 200, "curve": [1.5, 0.25], "note": "ü"})
+    record = measurements.read("trial", folder=tmp_path)
+    assert list(record) == ["command", "date", "hardware", "versions", "figures"]
+    assert record["command"] == "make run"
+    assert record["figures"] == {"curve": [1.5, 0.25], "note": "ü", "seconds": 28.4, "steps": 200}
+    assert record["versions"] == runtime.versions()
+    assert record["hardware"]["cpu"] and record["hardware"]["cores"] >= 1
+
+
+def test_same_figures_same_bytes_whatever_their_order(tmp_path):
+    one = write(tmp_path, {"b": {"y": 1, "x": 2}, "a": 3}).read_bytes()
+    two = write(tmp_path, {"a": 3, "b": {"x": 2, "y": 1}}).read_bytes()
+    assert one == two
+    assert one.endswith(b"}\n")
+
+
+def test_floats_are_rounded_and_arrays_become_lists(tmp_path):
+    write(tmp_path, {"a": np.float64(1 / 3), "b": np.array([[1e-9 / 3, 2.0]]), "c": np.int64(7), "d": (True, None)})
+    figures = measurements.read("trial", folder=tmp_path)["figures"]
+    assert figures == {"a": 0.333333, "b": [[3.33333e-10, 2.0]], "c": 7, "d": [True, None]}
+
+
+def test_a_flat_list_takes_one_line(tmp_path):
+    text = write(tmp_path, {"curve": [0.5] * 300, "words": ["a [b", "c"]}).read_text()
+    assert len(text.splitlines()) < 60
+    assert json.loads(text)["figures"]["words"] == ["a [b", "c"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan")])
+def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, bad):
+    with pytest.raises(ValueError, match=r"figures\.loss\[1\] is (nan|inf)"):
+        write(tmp_path, {"loss": [1.0, bad]})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "x.json"])
+def test_bad_names_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="letters, digits"):
+        write(tmp_path, {}, name=name)
+
+
+def test_a_path_of_this_machine_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="relative to the repository"):
+        write(tmp_path, {"adapter": str(runtime.OUTPUTS / "adapters")})
+    with pytest.raises(ValueError, match="relative to the repository"):
+        write(tmp_path, {}, command=f"python {runtime.ROOT}/utils/x.py")
+    with pytest.raises(ValueError, match="PosixPath"):
+        write(tmp_path, {"adapter": runtime.OUTPUTS})
+
+
+def test_a_missing_or_broken_record_says_the_mend(tmp_path):
+    with pytest.raises(runtime.Stop, match=r"^data/measurements/no-such.json is missing.*git checkout data/"):
+        measurements.read("no-such")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(runtime.Stop, match="is not JSON"):
+        measurements.read("broken", folder=tmp_path)
+    with pytest.raises(runtime.Stop, match="has no figures"):
+        measurements.read("empty", folder=tmp_path)
+
+
+def test_every_shipped_record_is_whole():
+    for path in records.FOLDER.glob("*.json"):
+        record = measurements.read(path.stem)
+        assert list(record) == ["command", "date", "hardware", "versions", "figures"], path.name
+        assert record["command"] and record["figures"], path.name

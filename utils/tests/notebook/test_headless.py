@@ -1,0 +1,169 @@
+"""`make run`: what it refuses before it starts, and what it says at the end, on a stand-in notebook."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from utils import runtime
+
+PARAMETERS = "SEED = 0\nDATA = None\nBASE = None\nREPORT = None"
+REPORT = """\
+import json, pathlib
+told = {"adapter": "outputs/adapters/abc", "lines": [f"seed {SEED}, data {DATA}, base {BASE}"]}
+pathlib.Path(REPORT).write_text(json.dumps(told))"""
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    tagged = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(v4.new_notebook(cells=[tagged, *map(v4.new_code_cell, cells)]), path)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "my data" / "the rows.jsonl"
+    path.parent.mkdir()
+    path.write_text("{}\n")
+    return path
+
+
+def test_nothing_given_keeps_the_notebooks_values(tmp_path):
+    assert headless.parameters({}, tmp_path) == {}
+    assert headless.parameters({"DATA": "", "BASE": "", "SEED": ""}, tmp_path) == {}
+
+
+def test_relative_paths_start_where_make_was_called(tmp_path, rows, monkeypatch):
+    monkeypatch.chdir(runtime.ROOT)
+    (tmp_path / "my base").mkdir()
+    given = headless.parameters({"DATA": "my data/the rows.jsonl", "BASE": "my base", "SEED": "7"}, tmp_path)
+    assert given == {"DATA": str(rows.resolve()), "BASE": str((tmp_path / "my base").resolve()), "SEED": 7}
+
+
+def test_a_file_in_the_data_folder_needs_no_path(tmp_path):
+    given = headless.parameters({"DATA": "almanac/train.jsonl"}, tmp_path)
+    assert given == {"DATA": str(runtime.ROOT / "data" / "almanac" / "train.jsonl")}
+
+
+@pytest.mark.parametrize("base", ["gpt2", "meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"])
+def test_a_hub_name_stays_as_it_is(tmp_path, base):
+    assert headless.parameters({"BASE": base, "DATA": base}, tmp_path) == {"BASE": base, "DATA": base}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"DATA": "none.jsonl"}, "DATA=none.jsonl: There is no file"),
+        ({"DATA": "my data"}, "DATA=my data: {folder} is a folder"),
+        ({"DATA": "rows.xlsx"}, "DATA=rows.xlsx: rows.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
+        ({"DATA": "rows.csv"}, "rows.csv has no rows"),
+        ({"DATA": "bad.csv"}, "bad.csv: none of its 1 rows can be used. The first: bad.csv, line 2: 'answer' is"),
+        ({"DATA": "owner/rows"}, "Data set owner/rows cannot be had from the Hub"),
+        ({"BASE": "./none"}, "BASE=./none is neither a folder"),
+        ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
+        ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
+    ],
+)
+def test_refused_before_anything_starts(tmp_path, rows, settings, reason):
+    for name, text in (
+        ("rows.csv", "instruction,output\n"),
+        ("rows.xlsx", ""),
+        ("bad.csv", "question,answer\nWhat?,\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    reason = reason.replace("{folder}", str(tmp_path / "my data"))
+    env = {**os.environ, **settings, "CALLED_FROM": str(tmp_path)}
+    command = [sys.executable, "-m", "utils.headless"]
+    done = subprocess.run(command, cwd=runtime.ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.strip().startswith(f"Stop: {reason}")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = notebook(
+        tmp_path / "the course" / "00_start_here.ipynb", "import os; print('folder', os.getcwd())", REPORT
+    )
+    before = source.read_bytes()
+    folder = tmp_path / "out puts" / "runs" / "1"
+    lines = headless.run(source, {"DATA": str(rows), "SEED": 3}, folder)
+    assert lines == [
+        f"seed 3, data {rows}, base None",
+        f"adapter   {runtime.ROOT / 'outputs/adapters/abc'}",
+        "notebook  out puts/runs/1/00_start_here.ipynb",
+        "page      out puts/runs/1/00_start_here.html",
+    ]
+    assert source.read_bytes() == before
+    executed = nbformat.read(folder / "00_start_here.ipynb", as_version=4)
+    assert executed.cells[2].outputs[0].text == f"folder {source.parent}\n"  # runs where the notebook lies
+    assert f"folder {source.parent}" in (folder / "00_start_here.html").read_text()
+
+
+def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")  # as main() does
+    cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
+    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", cell), {}, tmp_path / "run")
+    assert capsys.readouterr().out.strip() == "step 5 of 20, loss 1.0"
+
+
+STOP = "from utils.runtime import Stop\nraise Stop('x.jsonl, line 3: no output. Add it.')"
+
+
+@pytest.mark.parametrize(
+    ("cell", "first_line"),
+    [(STOP, "x.jsonl, line 3: no output. Add it."), ("1 / 0", "ZeroDivisionError: division by zero")],
+)
+def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(tmp_path, cell, first_line, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(runtime.ROOT))
+    source = notebook(tmp_path / "a" / "00_start_here.ipynb", "print('before')", cell, "print('after')")
+    with pytest.raises(runtime.Stop) as stopped:
+        headless.run(source, {}, tmp_path / "run")
+    executed = tmp_path / "run" / "00_start_here.ipynb"
+    assert str(stopped.value).splitlines() == [first_line, f"The notebook up to there: {executed}"]
+    assert "before" in executed.read_text()
+    assert "after" not in str([c.get("outputs") for c in nbformat.read(executed, as_version=4).cells])
+
+
+def test_interrupted_it_says_where_the_notebook_is(tmp_path):
+    reached = tmp_path / "reached"
+    slow = f"import pathlib, time; pathlib.Path({str(reached)!r}).touch(); time.sleep(60)"
+    source = notebook(tmp_path / "a" / "00_start_here.ipynb", "print('before')", slow)
+    code = (
+        "import sys; from pathlib import Path; from utils import headless, runtime\n"
+        f"headless.NOTEBOOK, runtime.OUTPUTS = Path({str(source)!r}), Path({str(tmp_path)!r})\n"
+        "sys.exit(headless.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=runtime.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not reached.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1].splitlines()
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert errors[-2:] == ["Stop: interrupted.", f"The notebook up to there: {next(tmp_path.glob('runs/*/*.ipynb'))}"]
+    assert "before" in next(tmp_path.glob("runs/*/*.ipynb")).read_text()
+
+
+def test_a_run_leaves_the_environment_as_it_was(tmp_path):
+    before = dict(os.environ)
+    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", "print(1)"), {}, tmp_path / "run")
+    assert dict(os.environ) == before

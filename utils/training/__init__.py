@@ -1,0 +1,1 @@
+"""One training run: trainer, guards, checkpoints, progress, levers, and the cache of trained adapters."""

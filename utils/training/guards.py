@@ -1,0 +1,92 @@
+"""What ends a training run early, and says why: a guard on the log, the stop button, and errors explained."""
+
+import signal
+import threading
+import traceback
+from contextlib import contextmanager
+from math import isfinite
+
+from transformers import TrainerCallback
+
+from utils.presets import Recipe
+from utils.runtime import Stop
+
+
+class Guard(TrainerCallback):
+    """Ends a run that cannot learn, and says why."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        if "loss" in logs and not isfinite(logs["loss"]):
+            raise Stop(
+                f"The loss is {logs['loss']} at step {state.global_step}. Lower learning_rate (try a third), "
+                "and look for empty or very long rows"
+            )
+        if logs.get("grad_norm") == 0:
+            raise Stop(
+                f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is "
+                "masked. Load an adapter with is_trainable=True, and check that rows have an output"
+            )
+
+
+class Interrupt(TrainerCallback):
+    """Within `with`, the first interrupt ends the run after the step under way; the second one ends it at once.
+
+    An optimizer step cut in two would leave some matrices of the adapter a step ahead of others.
+    """
+
+    def __init__(self, save: bool):
+        self.save, self.asked, self.before = save, False, None
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # only there does Python take signals
+            self.before = signal.signal(signal.SIGINT, self._ask)
+
+    def __exit__(self, kind, *_):
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+        self.asked = self.asked or kind is KeyboardInterrupt
+        return kind is KeyboardInterrupt
+
+    def _ask(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_training_stop = True
+            control.should_save = self.save
+
+
+@contextmanager
+def explained(recipe: Recipe):
+    """Say what an error from within the training means, and what to do about it."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        # Jupyter keeps the last error, and with it every tensor in its frames: the next try would find no room.
+        traceback.clear_frames(error.__traceback__)
+        raise Stop(f"The memory is full. Lower, in this order: {'; '.join(to_lower(recipe))}") from None
+    except FileNotFoundError as error:
+        raise Stop(
+            f"{error.filename or error} has vanished while training read it. Is a drive no longer mounted? Load the "
+            "data again, from a local folder, and run this again"
+        ) from None
+
+
+def to_lower(recipe: Recipe) -> list[str]:
+    """What to change in a recipe that does not fit into memory, the change that costs least first."""
+    batch, passes = recipe.batch_size, recipe.accumulation
+    changes = [
+        (batch > 1, f"batch_size {batch} to {batch // 2} and accumulation {passes} to {2 * passes} (the same result)"),
+        (not recipe.gradient_checkpointing, "gradient_checkpointing to True (the same result, a third more time)"),
+        ("8bit" not in recipe.optimizer, f"optimizer {recipe.optimizer} to paged_adamw_8bit"),
+        (True, f"max_length {recipe.max_length} to {recipe.max_length // 2} (longer rows are left out)"),
+        (recipe.rank > 8, f"rank {recipe.rank} to {recipe.rank // 2}"),
+    ]
+    return [text for applies, text in changes if applies]
