@@ -4,13 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from transformers import DataCollatorForSeq2Seq
+
 from utils.generation import evaluating
 
 
 def interval(right: int, asked: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share (Wilson 1927; scipy's binomtest), as (low, high)."""
-    from scipy.stats import binomtest
-
     found = binomtest(right, asked).proportion_ci(0.95, method="wilson")
     return found.low, found.high
 
@@ -39,37 +42,27 @@ def loss(model, tokenizer, encoded, batch_size: int = 32) -> float:
 
     Every token counts once, however the rows are batched.
     """
-    import torch
-    from transformers import DataCollatorForSeq2Seq
-
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     total, tokens = 0.0, 0
     for start in range(0, len(encoded), batch_size):
         rows = [encoded[i] for i in range(start, min(start + batch_size, len(encoded)))]
         batch = collate(rows).to(model.device)
+        labels = batch.pop("labels")[:, 1:].flatten()
         with evaluating(model):
-            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        labels = batch["labels"][:, 1:]
-        summed = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-        )
-        total += summed.item()
+            logits = model(**batch).logits[:, :-1].float().flatten(0, 1)
+        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
         tokens += int((labels != -100).sum())
     return total / tokens
-
-
-def words(text: str) -> list[str]:
-    """Words in lower case, without punctuation and without a, an, the."""
-    return [w for w in re.findall(r"\w+", text.lower()) if w not in ("a", "an", "the")]
 
 
 def f1(expected: str, said: str) -> float:
     """Token F1 between 0 and 1: the harmonic mean of precision and recall of the words of an answer.
 
-    As in the SQuAD paper (Rajpurkar et al. 2016, section 6.1), each word as often as it occurs. Two answers without a
-    word are equal.
+    As in the SQuAD paper (Rajpurkar et al. 2016, section 6.1): in lower case, without punctuation and without a, an,
+    the, each word as often as it occurs. Two answers without a word are equal.
     """
-    a, b = Counter(words(expected)), Counter(words(said))
+    words = (re.findall(r"\w+", text.lower()) for text in (expected, said))
+    a, b = (Counter(w for w in found if w not in ("a", "an", "the")) for found in words)
     if not a or not b:
         return float(a == b)
     return 2 * (a & b).total() / (a.total() + b.total())
@@ -87,8 +80,6 @@ def bootstrap(values: Sequence, statistic: Callable | None = None) -> tuple[floa
         (low, high). Where all values are equal they tell nothing about their spread and both are that value: for
         shares near 0 or 1 take `interval`.
     """
-    import numpy as np
-
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
     statistic = statistic or np.mean
     drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(2000)]
@@ -98,8 +89,6 @@ def bootstrap(values: Sequence, statistic: Callable | None = None) -> tuple[floa
 
 def difference(before: Sequence, after: Sequence) -> tuple[float, float, float]:
     """Mean of `after` less mean of `before`, marks of the same questions: (difference, low, high), paired bootstrap."""
-    import numpy as np
-
     gain = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     return float(gain.mean()), *bootstrap(gain)
 
@@ -110,8 +99,6 @@ def mcnemar(before: Sequence, after: Sequence) -> tuple[int, int, float]:
     Returns:
         (questions that were lost, questions that were gained, two-sided p-value); p is 1 where nothing changed.
     """
-    from scipy.stats import binomtest
-
     lost = sum(bool(a) and not b for a, b in zip(before, after, strict=True))
     gained = sum(bool(b) and not a for a, b in zip(before, after, strict=True))
     return lost, gained, float(binomtest(gained, lost + gained).pvalue) if lost + gained else 1.0

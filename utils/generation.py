@@ -4,6 +4,10 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+import transformers as t
 
 from utils.data import template
 from utils.models.loading import bare
@@ -13,8 +17,6 @@ from utils.runtime import Stop
 @contextmanager
 def evaluating(model) -> Iterator[None]:
     """No gradients and no dropout within; afterwards the model is in the mode in which it was."""
-    import torch
-
     was_training = model.training
     model.eval()
     try:
@@ -30,10 +32,8 @@ def answer(model, tokenizer, rows: list[dict], max_new_tokens: int = 16, batch_s
     Prompts are padded on the left (on the right the model would continue the padding) and sorted by length, so that
     little is padded.
     """
-    from transformers import GenerationConfig
-
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **special)
+    greedy = t.GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **special)
     prompts = [template.encode_prompt(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     answers = [""] * len(rows)
@@ -75,14 +75,14 @@ def stream(model, tokenizer, row: dict, sampling: Sampling | None = None, adapte
     if len(ids) >= limit:
         told = f"The prompt has {len(ids):,} tokens; this model was made for {limit:,}, answer included"
         raise Stop(f"{told}. Shorten it by {len(ids) - limit + 1:,} at least")
-    return _texts(tokenizer, tokens(model, ids, sampling or Sampling(), adapter))
 
+    def texts():
+        so_far = []
+        for token in tokens(model, ids, sampling or Sampling(), adapter):
+            so_far.append(token)
+            yield tokenizer.decode(so_far, skip_special_tokens=True).rstrip("\ufffd").strip()
 
-def _texts(tokenizer, made: Iterator[int]) -> Iterator[str]:
-    ids = []
-    for token in made:
-        ids.append(token)
-        yield tokenizer.decode(ids, skip_special_tokens=True).strip().rstrip("\ufffd")
+    return texts()
 
 
 def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> Iterator[int]:
@@ -94,14 +94,11 @@ def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> I
         model: a PeftModel if `adapter` is False.
         adapter: False switches the adapter off, for each step alone: between two tokens the model is as it was.
     """
-    import torch
-    from transformers import DynamicCache
-
     choose = _chooser(model, sampling)
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     seen = new = torch.tensor([ids], device=model.device)
-    kept = {cache_argument(model): DynamicCache(config=model.config)}
+    kept = {cache_argument(model): t.DynamicCache(config=model.config)}
     for _ in range(min(sampling.max_new_tokens, model.config.max_position_embeddings - len(ids))):
         with torch.no_grad(), nullcontext() if adapter else model.disable_adapter():
             out = model(input_ids=new, use_cache=True, logits_to_keep=1, **kept)
@@ -119,15 +116,10 @@ def cache_argument(model) -> str:
 
 def _chooser(model, sampling: Sampling):
     """Function of all tokens so far (1, n) and the next token's logits (1, vocabulary): the next token (1, 1)."""
-    import torch
-    import transformers as t
-
-    steps = t.LogitsProcessorList()  # in the order of generate()
-    if sampling.repetition_penalty != 1:
-        steps.append(t.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    steps = t.LogitsProcessorList([t.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))])
     if not sampling.temperature:
         return lambda seen, logits: steps(seen, logits).argmax(dim=-1, keepdim=True)
-    steps.append(t.TemperatureLogitsWarper(float(sampling.temperature)))
+    steps.append(t.TemperatureLogitsWarper(float(sampling.temperature)))  # in the order of generate()
     if sampling.top_k:
         steps.append(t.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -138,13 +130,8 @@ def _chooser(model, sampling: Sampling):
 
 def side_by_side(model, tokenizer, row: dict, sampling: Sampling | None = None) -> Iterator[tuple[str, str]]:
     """The base's answer so far and the adapter's, a token of each in turn, from one model in memory."""
-    running = {i: stream(model, tokenizer, row, sampling, adapter) for i, adapter in enumerate((False, True))}
-    texts = ["", ""]
-    while running:
-        for i, answering in list(running.items()):
-            if (text := next(answering, None)) is None:
-                del running[i]
-            else:
-                texts[i] = text
-        if running:
-            yield texts[0], texts[1]
+    streams = [stream(model, tokenizer, row, sampling, adapter) for adapter in (False, True)]
+    said = ("", "")
+    for texts in zip_longest(*streams):
+        said = tuple(old if new is None else new for old, new in zip(said, texts, strict=True))
+        yield said

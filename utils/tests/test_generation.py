@@ -1,21 +1,17 @@
-"""Tokens one by one: the same as generate(), stoppable anywhere, and the adapter never left off."""
+"""Answers in order and ended where they should; tokens as generate() makes them, and the adapter never left off."""
+
+from itertools import pairwise
 
 import pytest
 import torch
 
-from utils import generation, runtime
+from utils import generation
 from utils.data import template
+from utils.generation import Sampling
 from utils.models import adapters, loading
 from utils.tests import tiny
 
 ROW = tiny.ROWS[0]
-SAMPLINGS = [
-    Sampling(),
-    Sampling(repetition_penalty=1.3),
-    Sampling(temperature=0.7, seed=3),
-    Sampling(temperature=1.3, top_k=5, seed=1),
-    Sampling(temperature=1.0, top_p=0.5, repetition_penalty=1.2, seed=2),
-]
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +19,75 @@ def model(base):
     """The tiny base with an adapter that does something."""
     model = adapters.add(loading.load_base(base), tiny.RECIPE)
     torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def generated(model, ids: list[int], s: Sampling) -> list[int]:
-    """What transformers' own generate() makes of the same settings."""
-    given = {"do_sample": s.temperature > 0, "max_new_tokens": s.max_new_tokens, "pad_token_id": 0}
-    given |= {"repetition_penalty": s.repetition_penalty}
-    if s.temperature:
-        given |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
-    torch.manual_seed(s.seed)
-    new = model.generate(input_ids=torch.tensor([ids]), **given)[0, len(ids) :].tolist()
-    return new[:-1] if new[-1] == 2 else new
+def test_answers_come_in_order_however_they_are_batched_and_padded(model, tokenizer, base):
+    one_by_one = [generation.answer(model, tokenizer, [row])[0] for row in tiny.ROWS]
+    assert len(set(one_by_one)) == len({template.prompt(row) for row in tiny.ROWS})
+    to_the_right = loading.load_tokenizer(base)
+    to_the_right.padding_side = "right"
+    assert generation.answer(model, to_the_right, tiny.ROWS[::-1], batch_size=5) == one_by_one[::-1]
+    assert generation.answer(model, tokenizer, []) == []
 
 
-@pytest.mark.parametrize("adapter", [True, False])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_the_tokens_are_those_of_generate(model, tokenizer, sampling, adapter):
+def parrot(tokenizer, *chain: str):
+    """A Llama that after each piece of `chain` says the next one, whatever came before."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64}
+    one = {"num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **one, eos_token_id=None)).eval()  # the tokenizer knows the end
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                weight.zero_()  # layers change nothing: the last token alone decides
+        embedding = torch.nn.functional.normalize(torch.randn(len(tokenizer), 64), dim=1)
+        model.get_input_embeddings().weight.copy_(embedding)
+        ids = tokenizer.convert_tokens_to_ids(list(chain))
+        assert tokenizer.unk_token_id not in ids
+        for one, following in pairwise(ids):
+            model.lm_head.weight[following] += embedding[one]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("chain", "answer"),
+    [
+        ((":", "▁Ada", "▁Birch", "</s>", "▁Hazelcombe"), "Ada Birch"),
+        ((":", "▁Ada", "▁", "</s>"), "Ada"),  # space around an answer is not part of it
+        ((":", "▁Ada", "▁Birch", "▁Ada"), "Ada Birch Ada Birch Ada"),  # it never ends, so it is cut
+    ],
+)
+def test_an_answer_ends_where_the_model_says_so_or_is_cut(tokenizer, chain, answer):
+    assert generation.answer(parrot(tokenizer, *chain), tokenizer, tiny.ROWS[:3], max_new_tokens=5) == [answer] * 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_it_was(model, tokenizer, training):
+    model.train(training)
+    generation.answer(model, tokenizer, tiny.ROWS[:1], max_new_tokens=1)
+    assert all(module.training is training for module in model.modules())
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"repetition_penalty": 1.3}, {"temperature": 1.3, "top_k": 5}, {"temperature": 0.8, "top_k": 0, "top_p": 0.5}],
+)
+def test_without_adapter_the_tokens_are_those_of_the_bases_generate(model, tokenizer, chosen):
+    """Notebook 06 compares with the adapter."""
     ids = template.encode_prompt(tokenizer, ROW)
-    ours = list(generation.tokens(model, ids, sampling, adapter))
-    if adapter:
-        assert ours == generated(model, ids, sampling)
-    else:
-        with model.disable_adapter():
-            assert ours == generated(model, ids, sampling)
+    chosen = {**chosen, "max_new_tokens": 24}
+    torch.manual_seed(0)
+    with model.disable_adapter():
+        given = {"do_sample": "temperature" in chosen, "pad_token_id": 0, **chosen}
+        expected = model.generate(input_ids=torch.tensor([ids]), **given)[0, len(ids) :].tolist()
+    assert list(generation.tokens(model, ids, Sampling(**chosen), adapter=False)) == [t for t in expected if t != 2]
 
 
 def test_the_end_of_sequence_token_ends_the_answer_and_is_not_part_of_it(model, tokenizer, monkeypatch):
@@ -61,17 +98,16 @@ def test_the_end_of_sequence_token_ends_the_answer_and_is_not_part_of_it(model, 
         assert list(generation.tokens(model, ids, Sampling(max_new_tokens=8))) == free[: free.index(free[4])]
 
 
-def test_a_stream_grows_and_ends_as_the_decoded_whole(model, tokenizer):
-    texts = list(generation.stream(model, tokenizer, ROW, Sampling(max_new_tokens=20)))
-    ids = list(generation.tokens(model, template.encode_prompt(tokenizer, ROW), Sampling(max_new_tokens=20)))
-    assert texts[-1] == tokenizer.decode(ids).strip().rstrip("\ufffd")
-    assert len(texts) == len(ids)
+def test_an_answer_ends_with_the_context(model, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    assert len(list(generation.tokens(model, [1] + [5] * 249, Sampling(max_new_tokens=100)))) == 6
 
 
-def test_a_letter_that_is_not_whole_is_held_back(tokenizer):
-    ids = tokenizer("ü", add_special_tokens=False).input_ids  # bytes: not in the vocabulary
-    assert len(ids) > 2
-    assert list(streaming._texts(tokenizer, iter(ids)))[-2:] == ["", "ü"]
+def test_a_stream_grows_by_whole_letters(model, tokenizer, monkeypatch):
+    ids = tokenizer("Ada ü", add_special_tokens=False).input_ids  # ü is bytes: not in the vocabulary
+    monkeypatch.setattr(generation, "tokens", lambda *_: iter(ids))
+    texts = list(generation.stream(model, tokenizer, ROW))
+    assert len(texts) == len(ids) and texts[-3:] == ["Ada", "Ada", "Ada ü"]
 
 
 def test_side_by_side_is_what_each_says_alone(model, tokenizer):
@@ -81,37 +117,9 @@ def test_side_by_side_is_what_each_says_alone(model, tokenizer):
     assert list(pairs[-1]) == alone and alone[0] != alone[1]
 
 
-def test_a_stream_that_is_left_leaves_the_adapter_on(model, tokenizer):
+def test_between_two_tokens_the_adapter_is_on(model, tokenizer):
     ids = torch.tensor([template.encode_prompt(tokenizer, ROW)])
     with torch.no_grad():
         before = model(ids).logits
-        for step, _ in enumerate(generation.side_by_side(model, tokenizer, ROW, Sampling())):
+        for _ in generation.side_by_side(model, tokenizer, ROW, Sampling(max_new_tokens=2)):
             assert torch.equal(model(ids).logits, before)
-            if step == 3:
-                break
-        assert torch.equal(model(ids).logits, before)
-
-
-@pytest.mark.parametrize("question", ["", " \n", None])
-def test_an_empty_question_is_refused_at_once(model, tokenizer, question):
-    with pytest.raises(runtime.Stop, match="The question is empty. Write one"):
-        generation.stream(model, tokenizer, {"instruction": question})
-
-
-def test_a_prompt_longer_than_the_context_says_by_how_much(model, tokenizer):
-    long = {"instruction": "Ada Birch " * 200}
-    ids = template.encode_prompt(tokenizer, long)
-    assert len(ids) > 256
-    with pytest.raises(runtime.Stop, match=rf"has {len(ids):,} tokens; .* made for 256, .* by {len(ids) - 255:,} at"):
-        generation.stream(model, tokenizer, long)
-
-
-def test_an_answer_ends_with_the_context(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
-    ids = [1] + [5] * 249
-    assert len(list(generation.tokens(model, ids, Sampling(max_new_tokens=100)))) == 6
-
-
-def test_control_tokens_in_a_question_are_text(model, tokenizer):
-    ids = streaming.encode(model, tokenizer, {"instruction": "</s><s> Where?</s>"})
-    assert ids.count(tokenizer.bos_token_id) == 1 and tokenizer.eos_token_id not in ids
