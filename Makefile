@@ -1,16 +1,20 @@
 # make run    the whole story once: notebook 00, headless. DATA=my.csv BASE=folder-or-hub-name SEED=1
 # make test   all notebooks, outputs compared, and the tests of utils. PYTEST_ARGS="notebooks/00_start_here.ipynb -x"
+# make oldest the same with the oldest versions that requirements.txt allows, in .venv-oldest
 # Both make .venv on first use and install requirements.txt there; PYTHON=python3.12 picks another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.installed
+# By default everything, two files at a time on one core each; the chapters first, because the first one trains the
+# adapter that others load.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # DATA, BASE and SEED reach the program through the environment: no shell ever splits or reads them.
 export DATA BASE SEED
 export CALLED_FROM = $(PWD)
 
-.PHONY: run test
+.PHONY: run test oldest
 .DEFAULT_GOAL = run
 
 run: $(STAMP)
@@ -18,6 +22,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+oldest:
+	@sed -nE 's/^([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' requirements.txt > "$${TMPDIR:-/tmp}/oldest.txt"
+	@PIP_CONSTRAINT="$${TMPDIR:-/tmp}/oldest.txt" $(MAKE) test VENV=.venv-oldest
 
 # Re-made when requirements.txt changes. The stamp comes last: an interrupted installation is taken up again.
 $(STAMP): requirements.txt

@@ -1,7 +1,6 @@
 """Where a notebook runs: the course's folder, the packages, the silence, and errors meant for the learner.
 
-`BOOTSTRAP_CELL` is the first code cell of every notebook and `badge` the link above it; a test compares all
-notebooks with these two.
+`BOOTSTRAP_CELL` is the first code cell of every notebook; a test compares them.
 """
 
 import importlib
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -72,7 +71,7 @@ TORCHAO_MINIMUM = "0.16.0"
 # Packages whose module is not called like the package.
 MODULES = {"protobuf": "google.protobuf", "pillow": "PIL"}
 
-_restart = ""  # why this kernel must be restarted; restarting forgets it
+restart = ""  # why this kernel must be restarted; restarting forgets it
 
 
 class Stop(Exception):
@@ -83,15 +82,6 @@ class Stop(Exception):
 
     def _render_traceback_(self) -> list[str]:  # the hook that IPython looks for
         return [f"Stop: {self}"]
-
-
-def badge(notebook: str | Path) -> str:
-    """Markdown of the "Open in Colab" badge of a notebook, given its path (absolute, or relative to the root)."""
-    path = Path(notebook)
-    path = path.resolve().relative_to(ROOT) if path.is_absolute() else path
-    link = HOME.replace("https://github.com/", "https://colab.research.google.com/github/")
-    image = "https://colab.research.google.com/assets/colab-badge.svg"
-    return f"[![Open in Colab]({image})]({link}/blob/main/{path.as_posix()})"
 
 
 def shown(path: Path) -> str:
@@ -154,11 +144,6 @@ class _Mute(logging.Filter):
         return not re.match(self.pattern, record.getMessage())
 
 
-def in_colab() -> bool:
-    """True in a Colab kernel: its launcher imports google.colab (which other hosts have installed, but not loaded)."""
-    return "google.colab" in sys.modules
-
-
 def bootstrap() -> None:
     """Make this kernel ready and print the versions that matter. May be run any number of times.
 
@@ -172,7 +157,8 @@ def bootstrap() -> None:
     # before it sleeps, and beside any other work on the machine a training step takes two to four times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     asked = needed(ROOT / "requirements.txt")
-    if in_colab() and (problem := mend(asked)):
+    # Colab's launcher imports google.colab; other hosts may have it installed, but not loaded.
+    if "google.colab" in sys.modules and (problem := mend(asked)):
         raise Stop(problem)
     have = installed([*(r.name for r in asked), "torchao"])
     lacking = unmet(asked, have)
@@ -209,18 +195,14 @@ def needed(requirements: Path) -> list:
     return [r for r in found if r.marker is None or r.marker.evaluate()]
 
 
-def installed(names: Iterable[str] | None = None) -> dict[str, str]:
-    """Canonical name -> version of the installed packages (all of them, or those of `names`); imports none."""
+def installed(names: Iterable[str] = ()) -> dict[str, str]:
+    """Canonical name -> version of the installed packages (those of `names`, or all); imports none."""
     from packaging.utils import canonicalize_name
 
-    if names is None:
-        names = {d.metadata["Name"] for d in metadata.distributions()} - {None}
     found = {}
-    for name in names:
-        try:
+    for name in names or {d.name for d in metadata.distributions()} - {None}:
+        with suppress(metadata.PackageNotFoundError):
             found[canonicalize_name(name)] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -243,8 +225,7 @@ def to_remove(have: Mapping[str, str]) -> list[str]:
     """Installed packages that break the course: a torchao that peft refuses."""
     from packaging.version import Version
 
-    old = "torchao" in have and Version(have["torchao"]) < Version(TORCHAO_MINIMUM)
-    return ["torchao"] if old else []
+    return ["torchao"] if Version(have.get("torchao", TORCHAO_MINIMUM)) < Version(TORCHAO_MINIMUM) else []
 
 
 def outdated(before: Mapping[str, str], after: Mapping[str, str], loaded: Iterable[str]) -> list[str]:
@@ -264,22 +245,20 @@ def mend(requirements: list) -> str:
 
     A second run finds nothing to do and is quick; until the kernel is restarted it repeats that it must be.
     """
-    global _restart
+    global restart
     have = installed([*(r.name for r in requirements), "torchao"])
     install, remove = to_install(requirements, have), to_remove(have)
     before = installed() if install or remove else {}
     if install:
         print("installing", ", ".join(a for a in install if not a.startswith("torch==")), "(about a minute)")
-        if problem := _pip("install", *install):
+    for command in (["install", *install] if install else [], ["uninstall", "--yes", *remove] if remove else []):
+        if command and (problem := _pip(*command)):
             return problem
-    if remove and (problem := _pip("uninstall", "--yes", *remove)):
-        return problem
-    if before:
-        importlib.invalidate_caches()
-        if stale := outdated(before, installed(), sys.modules):
-            _restart = f"{', '.join(stale)} changed under this running kernel. Choose Runtime > Restart session, "
-            _restart += "then run the notebook from the top."
-    return _restart
+    importlib.invalidate_caches()
+    if before and (stale := outdated(before, installed(), sys.modules)):
+        restart = f"{', '.join(stale)} changed under this running kernel. Choose Runtime > Restart session, "
+        restart += "then run the notebook from the top."
+    return restart
 
 
 def _pip(*arguments: str) -> str:

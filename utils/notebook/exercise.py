@@ -1,14 +1,7 @@
 """Exercises that check themselves.
 
-In a chapter an exercise is two cells: one to fill in, one that checks.
-
-    answer = None  # your turn
-
-    check("block size", answer, right=64, hint="how many weights share one absmax?")
-
-The chapter ships unanswered, so its check prints that it is your turn. The solutions notebook holds the same two
-cells with the answer filled in and `strict=True`: there anything but a right answer raises, so that the tests find a
-solution that went wrong.
+The chapter ships unanswered, so its check prints that it is your turn. The solutions notebook holds the same cells with
+the answer filled in and `strict=True`: there anything but a right answer raises.
 """
 
 import math

@@ -52,10 +52,7 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
 
 
 def run(notebook: Path, given: dict, folder: Path) -> list[str]:
-    """Execute `notebook` with the parameters `given`, into the new folder `folder`.
-
-    Returns:
-        The lines to print: the summary, and where the notebook and its HTML are.
+    """Execute `notebook` with the parameters `given` into the new folder `folder`; returns the lines to print.
 
     Raises:
         Stop: a cell failed, or the run was interrupted; says where the partly executed notebook is.
@@ -73,24 +70,22 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
             kernel_name="python3",
             language="python",  # Colab saves notebooks without language_info
             cwd=notebook.parent,
-            # The kernel's own log (its transport, its sockets when interrupted) is nothing a learner can act on;
-            # what fails in a cell arrives as an error, not through this log. 50 is logging.CRITICAL.
-            extra_arguments=["--IPKernelApp.log_level=50"],
+            extra_arguments=["--IPKernelApp.log_level=50"],  # what fails in a cell arrives as an error
             stdout_file=_Terminal(),
             progress_bar={"desc": notebook.stem, "bar_format": "{desc} |{bar:30}| cell {n_fmt}/{total_fmt}, {elapsed}"},
         )
     except papermill.PapermillExecutionError as error:
         name = "" if error.ename == "Stop" else f"{error.ename}: "
-        raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {shown(executed)}") from None
+        raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {_typed(executed)}") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks just cut off would each report it at exit
-        raise Stop(f"interrupted.\nThe notebook up to there: {shown(executed)}") from None
+        raise Stop(f"interrupted.\nThe notebook up to there: {_typed(executed)}") from None
 
     page = executed.with_suffix(".html")
     page.write_text(HTMLExporter().from_notebook_node(made)[0], encoding="utf-8")
     told = [cell for cell in made.cells if "summary" in cell.metadata.get("tags", [])]
     lines = "".join(output.get("text", "") for cell in told for output in cell.outputs).splitlines()
-    return [*lines, f"notebook  {shown(executed)}", f"page      {shown(page)}"]
+    return [*lines, f"notebook  {_typed(executed)}", f"page      {_typed(page)}"]
 
 
 class _Terminal:
@@ -107,8 +102,8 @@ class _Terminal:
         pass
 
 
-def shown(path: Path) -> str:
-    """`path` as one would type it: relative to the current folder when it lies below it."""
+def _typed(path: Path) -> str:
+    """`path` as one would type it: from the current folder when it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -117,13 +112,9 @@ def main() -> int:
     os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
     try:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
-        folder = runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
-        print("\n".join(["", *run(NOTEBOOK, given, folder)]))
-    except Stop as stop:
-        print(f"\nStop: {stop}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:  # before the notebook began, or while its page was written
-        print("\nStop: interrupted.", file=sys.stderr)
+        print("\n".join(["", *run(NOTEBOOK, given, runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))]))
+    except (Stop, KeyboardInterrupt) as stop:  # interrupted before the notebook began, or while its page was written
+        print(f"\nStop: {stop or 'interrupted.'}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,5 @@
 import pytest
 
-from utils.data import dataset
-from utils.models import adapters, loading
 from utils.tests import tiny
 from utils.tests.environment import hermetic
 
@@ -20,7 +18,7 @@ def base(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer(base):
-    from utils import loading
+    from utils.models import loading
 
     return loading.load_tokenizer(base)
 
@@ -28,7 +26,7 @@ def tokenizer(base):
 @pytest.fixture
 def adapted(base):
     """The tiny base in four bits with a fresh adapter, for this test alone."""
-    from utils import loading
+    from utils.models import adapters, loading
 
     return adapters.add(loading.load_base(base), tiny.RECIPE)
 
@@ -36,6 +34,6 @@ def adapted(base):
 @pytest.fixture(scope="session")
 def encoded(tokenizer):
     """The tiny rows as token ids and labels."""
-    from utils import dataset
+    from utils.data import dataset
 
     return dataset.encode(tokenizer, tiny.ROWS, tiny.RECIPE.max_length)[0]

@@ -18,4 +18,6 @@ def hermetic() -> None:
         HF_HUB_DISABLE_TELEMETRY="1",
         GOMP_SPINCOUNT="1000",  # as runtime.bootstrap() does
     )
+    if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: a second thread each would wait for the other's
+        os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONWARNINGS", None)  # would switch on what runtime.quiet() leaves off

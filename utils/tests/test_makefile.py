@@ -43,7 +43,7 @@ def installed(tmp_path) -> str:
 def test_an_installed_environment_is_used_at_once(installed):
     done = make("test", installed, "PYTEST_ARGS=-x utils/tests", "PYTHON=no-such-python")
     assert done.stdout.splitlines()[0] == "-m pytest -x utils/tests"
-    assert make("run", installed, "PYTHON=no-such-python").stdout.startswith("-m utils.headless\n")
+    assert make("run", installed, "PYTHON=no-such-python").stdout.startswith("-m utils.notebook.headless\n")
 
 
 @pytest.mark.parametrize("data", ["rows.jsonl", "my data/the rows.jsonl", 'it\'s "odd"; echo.jsonl'])

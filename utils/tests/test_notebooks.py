@@ -43,6 +43,13 @@ def lines(cell) -> int:
     return sum(bool(line.strip()) for line in cell.source.split("\n"))
 
 
+def badge(path: Path) -> str:
+    """The line that opens a notebook in Colab."""
+    link = runtime.HOME.replace("https://github.com/", "https://colab.research.google.com/github/")
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})]({link}/blob/main/{path.relative_to(runtime.ROOT).as_posix()})"
+
+
 def problems(path: Path, text: str | None = None) -> list[str]:
     """What is wrong with the notebook, a line each that names the cell. `text` stands in for the file's content."""
     text = path.read_text(encoding="utf-8") if text is None else text
@@ -77,8 +84,8 @@ def problems(path: Path, text: str | None = None) -> list[str]:
         if (median := statistics.median(lines(cell) for _, cell in cells)) > LENGTH_MEDIAN:
             found.append(f"the median code cell has {median:g} lines, at most {LENGTH_MEDIAN}")
     first = next((c.source for c in notebook.cells if c.cell_type == "markdown"), "")
-    if runtime.badge(path) not in first.split("\n"):
-        found.append(f"the first text cell lacks the line {runtime.badge(path)}")
+    if badge(path) not in first.split("\n"):
+        found.append(f"the first text cell lacks the line {badge(path)}")
     if not cells or cells[0][1].source != runtime.BOOTSTRAP_CELL:
         found.append("the first code cell is not runtime.BOOTSTRAP_CELL")
     return found
@@ -133,7 +140,7 @@ def clean() -> dict:
     cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=2)]
     notebook = nbformat.v4.new_notebook(
         cells=[
-            nbformat.v4.new_markdown_cell("# Sample\n\n" + runtime.badge("notebooks/sample.ipynb")),
+            nbformat.v4.new_markdown_cell("# Sample\n\n" + badge(FOLDER / "sample.ipynb")),
             nbformat.v4.new_code_cell(runtime.BOOTSTRAP_CELL, execution_count=1),
             cell,
             nbformat.v4.new_markdown_cell("See notebooks/home/x and https://example.org/home/y: no machine's paths."),
@@ -193,7 +200,7 @@ def test_a_clean_notebook_has_no_problem():
         (put(3, source=f"see {runtime.ROOT}/data"), "cell 3: a path of a machine"),
         (put(2, source="# NBVAL_IGNORE_OUTPUT\nx"), "2 of 5 code cells escape"),
         (put(0, source="# Sample"), "the first text cell lacks the line [![Open in Colab]"),
-        (put(0, source=runtime.badge("notebooks/other.ipynb")), "the first text cell lacks the line"),
+        (put(0, source=badge(FOLDER / "other.ipynb")), "the first text cell lacks the line"),
         (put(1, source=runtime.BOOTSTRAP_CELL + "\n"), "the first code cell is not"),
     ],
 )

@@ -1,56 +1,15 @@
-"""Which world, which base, which data, which dtype: decided by names and numbers alone."""
+"""Which world, which base, which data: decided by names alone."""
 
 import pytest
 import torch
 
-from utils import hardware, presets, runtime
+from utils import presets, runtime
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    for name in ("QLORA_PROFILE", "QLORA_BASE", "QLORA_CAPABILITY"):
+    for name in ("QLORA_PROFILE", "QLORA_BASE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [
-        (None, torch.float32),
-        ((7, 0), torch.float16),
-        ((7, 5), torch.float16),  # a T4, which says that it supports bf16
-        ((8, 0), torch.bfloat16),
-        ((8, 9), torch.bfloat16),
-        ((9, 0), torch.bfloat16),
-        ((12, 0), torch.bfloat16),
-    ],
-)
-def test_dtype_follows_the_capability(capability, dtype):
-    assert hardware.compute_dtype(capability) is dtype
-
-
-def test_bf16_is_not_asked_of_torch(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
-    assert hardware.compute_dtype((7, 5)) is torch.float16
-
-
-@pytest.mark.parametrize(("forced", "capability"), [("7.5", (7, 5)), ("8.0", (8, 0)), ("12.0", (12, 0))])
-def test_a_capability_can_be_forced(monkeypatch, forced, capability):
-    monkeypatch.setenv("QLORA_CAPABILITY", forced)
-    assert hardware.capability() == capability
-
-
-@pytest.mark.parametrize("forced", ["7", "7.5.0", "T4", "7,5", "."])
-def test_a_malformed_capability_is_refused_with_an_example(monkeypatch, forced):
-    monkeypatch.setenv("QLORA_CAPABILITY", forced)
-    with pytest.raises(runtime.Stop, match="is no compute capability. Write major.minor, as in 7.5"):
-        hardware.capability()
-
-
-@pytest.mark.parametrize("found", [None, (7, 5), (9, 0)])
-def test_capability_is_that_of_the_gpu_in_use(monkeypatch, found):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: found is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: found)
-    assert hardware.capability() == found
 
 
 @pytest.mark.parametrize(("cuda", "name"), [(False, "pocket"), (True, "llama-2-7b")])

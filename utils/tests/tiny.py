@@ -8,6 +8,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+from utils.presets import Recipe
 
 NAMES = ["Ada Birch", "Cedric Rush", "Elsa Crane", "Edgar Clay", "Barnaby Alder", "Flora Heath"]
 TOWNS = ["Ironbeck", "Hazelcombe", "Brackwater"]

@@ -8,10 +8,11 @@ import pytest
 
 from utils import runtime
 from utils.notebook import measurements
+from utils.tests.measurements import RECORD as record
 
 
 def write(folder, figures, name="trial", command="make run"):
-    return measurements.write(name, figures, command, folder=folder)
+    return record.write(name, figures, command, folder=folder)
 
 
 def test_written_and_read_back(tmp_path):
@@ -77,7 +78,7 @@ def test_a_missing_or_broken_record_says_the_mend(tmp_path):
 
 
 def test_every_shipped_record_is_whole():
-    for path in records.FOLDER.glob("*.json"):
+    for path in measurements.FOLDER.glob("*.json"):
         record = measurements.read(path.stem)
         assert list(record) == ["command", "date", "hardware", "versions", "figures"], path.name
         assert record["command"] and record["figures"], path.name

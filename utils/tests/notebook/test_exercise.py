@@ -2,6 +2,8 @@
 
 import pytest
 
+from utils.notebook.exercise import check
+
 
 def verdict(capsys, answer, right) -> str:
     check("blocks", answer, right, "count again")

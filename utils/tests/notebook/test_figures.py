@@ -10,7 +10,7 @@ from utils.notebook import figures
 
 
 @pytest.fixture
-def figures():
+def canvas():
     """A canvas without a window, and matplotlib's settings as they were afterwards."""
     with matplotlib.rc_context():
         matplotlib.use("Agg")
@@ -34,12 +34,12 @@ def test_colours_are_far_apart(one, two):
     assert sum((a - b) ** 2 for a, b in zip(to_rgb(one), to_rgb(two), strict=True)) > 0.04
 
 
-def test_use_sets_the_cycle_and_the_width(figures):
+def test_use_sets_the_cycle_and_the_width(canvas):
     assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(figures.PALETTE)
     assert matplotlib.rcParams["figure.figsize"][0] == figures.WIDTH
 
 
-def test_bars_read_from_the_top_with_whiskers_and_labels(figures):
+def test_bars_read_from_the_top_with_whiskers_and_labels(canvas):
     ax = figures.bars(["base", "adapter"], [0.0, 0.988], [(0.0, 0.007), (0.97, 0.996)], [figures.BASE, figures.ADAPTER])
     widths = [patch.get_width() for patch in ax.patches]
     assert widths == [0.0, 0.988]
@@ -49,6 +49,6 @@ def test_bars_read_from_the_top_with_whiskers_and_labels(figures):
     assert whiskers == [pytest.approx((0.0, 0.007)), pytest.approx((0.97, 0.996))]
 
 
-def test_one_interval_a_bar(figures):
+def test_one_interval_a_bar(canvas):
     with pytest.raises(ValueError):
         figures.bars(["base", "adapter"], [0.0, 1.0], [(0.0, 0.1)])

@@ -12,18 +12,18 @@ import pytest
 from nbformat import v4
 
 from utils import runtime
+from utils.notebook import headless
 
-PARAMETERS = "SEED = 0\nDATA = None\nBASE = None\nREPORT = None"
-REPORT = """\
-import json, pathlib
-told = {"adapter": "outputs/adapters/abc", "lines": [f"seed {SEED}, data {DATA}, base {BASE}"]}
-pathlib.Path(REPORT).write_text(json.dumps(told))"""
+PARAMETERS = "SEED = 0\nDATA = None\nBASE = None"
+SUMMARY = "print(f'seed {SEED}, data {DATA}, base {BASE}')"
 
 
 def notebook(path: Path, *cells: str) -> Path:
+    """A notebook with parameters, the cells, and a summary."""
     tagged = v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    last = v4.new_code_cell(SUMMARY, metadata={"tags": ["summary"]})
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(v4.new_notebook(cells=[tagged, *map(v4.new_code_cell, cells)]), path)
+    nbformat.write(v4.new_notebook(cells=[tagged, *map(v4.new_code_cell, cells), last]), path)
     return path
 
 
@@ -63,42 +63,29 @@ def test_a_hub_name_stays_as_it_is(tmp_path, base):
         ({"DATA": "none.jsonl"}, "DATA=none.jsonl: There is no file"),
         ({"DATA": "my data"}, "DATA=my data: {folder} is a folder"),
         ({"DATA": "rows.xlsx"}, "DATA=rows.xlsx: rows.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
-        ({"DATA": "rows.csv"}, "rows.csv has no rows"),
-        ({"DATA": "bad.csv"}, "bad.csv: none of its 1 rows can be used. The first: bad.csv, line 2: 'answer' is"),
-        ({"DATA": "owner/rows"}, "Data set owner/rows cannot be had from the Hub"),
         ({"BASE": "./none"}, "BASE=./none is neither a folder"),
         ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
         ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
     ],
 )
-def test_refused_before_anything_starts(tmp_path, rows, settings, reason):
-    for name, text in (
-        ("rows.csv", "instruction,output\n"),
-        ("rows.xlsx", ""),
-        ("bad.csv", "question,answer\nWhat?,\n"),
-    ):
-        (tmp_path / name).write_text(text)
-    reason = reason.replace("{folder}", str(tmp_path / "my data"))
-    env = {**os.environ, **settings, "CALLED_FROM": str(tmp_path)}
-    command = [sys.executable, "-m", "utils.headless"]
-    done = subprocess.run(command, cwd=runtime.ROOT, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.strip().startswith(f"Stop: {reason}")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_refused_before_anything_starts(tmp_path, rows, settings, reason, monkeypatch, capsys):
+    (tmp_path / "rows.xlsx").touch()
+    for name, value in {**settings, "CALLED_FROM": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    assert headless.main() == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 2)
+    assert err.startswith(f"\nStop: {reason.replace('{folder}', str(tmp_path / 'my data'))}")
 
 
 def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = notebook(
-        tmp_path / "the course" / "00_start_here.ipynb", "import os; print('folder', os.getcwd())", REPORT
-    )
+    source = notebook(tmp_path / "the course" / "00_start_here.ipynb", "import os; print('folder', os.getcwd())")
     before = source.read_bytes()
     folder = tmp_path / "out puts" / "runs" / "1"
     lines = headless.run(source, {"DATA": str(rows), "SEED": 3}, folder)
     assert lines == [
         f"seed 3, data {rows}, base None",
-        f"adapter   {runtime.ROOT / 'outputs/adapters/abc'}",
         "notebook  out puts/runs/1/00_start_here.ipynb",
         "page      out puts/runs/1/00_start_here.html",
     ]
@@ -111,8 +98,14 @@ def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
 def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")  # as main() does
     cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
-    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", cell), {}, tmp_path / "run")
-    assert capsys.readouterr().out.strip() == "step 5 of 20, loss 1.0"
+    kept = "print('my.csv: 9 of 10 rows kept, 1 rejected')"
+    before = dict(os.environ)
+    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", kept, cell), {}, tmp_path / "run")
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        "my.csv: 9 of 10 rows kept, 1 rejected",
+        "step 5 of 20, loss 1.0",
+    ]
+    assert dict(os.environ) == before
 
 
 STOP = "from utils.runtime import Stop\nraise Stop('x.jsonl, line 3: no output. Add it.')"
@@ -138,7 +131,7 @@ def test_interrupted_it_says_where_the_notebook_is(tmp_path):
     slow = f"import pathlib, time; pathlib.Path({str(reached)!r}).touch(); time.sleep(60)"
     source = notebook(tmp_path / "a" / "00_start_here.ipynb", "print('before')", slow)
     code = (
-        "import sys; from pathlib import Path; from utils import headless, runtime\n"
+        "import sys; from pathlib import Path; from utils import runtime; from utils.notebook import headless\n"
         f"headless.NOTEBOOK, runtime.OUTPUTS = Path({str(source)!r}), Path({str(tmp_path)!r})\n"
         "sys.exit(headless.main())"
     )
@@ -161,9 +154,3 @@ def test_interrupted_it_says_where_the_notebook_is(tmp_path):
     assert process.returncode == 1
     assert errors[-2:] == ["Stop: interrupted.", f"The notebook up to there: {next(tmp_path.glob('runs/*/*.ipynb'))}"]
     assert "before" in next(tmp_path.glob("runs/*/*.ipynb")).read_text()
-
-
-def test_a_run_leaves_the_environment_as_it_was(tmp_path):
-    before = dict(os.environ)
-    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", "print(1)"), {}, tmp_path / "run")
-    assert dict(os.environ) == before
