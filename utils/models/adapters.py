@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import huggingface_hub
+import pandas
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from transformers import set_seed
+
 from utils.models import loading
-from utils.models.loading import bare
 from utils.presets import Recipe
 from utils.runtime import OUTPUTS, ROOT, Stop, is_hub_name, versions, whole
 
@@ -26,10 +32,6 @@ def add(model, recipe: Recipe):
     Raises:
         Stop: a bare base model that carries adapter layers, left by an adapter made from it before.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import set_seed
-
     if isinstance(model, PeftModel):
         return model
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
@@ -47,15 +49,13 @@ def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: 
     share one folder, and a run that was interrupted or continued has another.
     """
     run = made_by(model, recipe, rows, getattr(model, "trained_steps", 0))
-    folder, base = folder_of(run), bare(model).config
+    folder, base = folder_of(run), loading.bare(model).config
     run |= {"base": base._name_or_path, "base_revision": getattr(base, "_commit_hash", None)}
     model.peft_config["default"].revision = run["base_revision"]
     with whole(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         if log:
-            import pandas
-
             pandas.DataFrame(log).set_index("step").to_csv(new / "log.csv")
         (new / "run.json").write_text(json.dumps(run | report, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -64,7 +64,7 @@ def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: 
 def made_by(model, recipe: Recipe, rows: list[dict], steps: int) -> dict:
     """What decides the weights of an adapter: base, rows, recipe, steps trained, versions."""
     return {
-        "base_fingerprint": loading.fingerprint(bare(model)),
+        "base_fingerprint": loading.fingerprint(loading.bare(model)),
         "rows": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12],
         "recipe": asdict(recipe),
         "steps": steps,
@@ -89,8 +89,6 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
     Raises:
         Stop: no such adapter, no such base, or a base that the adapter was not made for.
     """
-    from peft import PeftModel
-
     folder = find(adapter)
     made = made_for(folder)
     base = base or _here(made["base"])
@@ -115,7 +113,8 @@ def find(adapter: str | Path) -> Path:
     if not folder.is_dir():
         if not ("/" in name and is_hub_name(name)):
             raise Stop(f"There is no folder {name}. Give the folder of an adapter, or a Hub name such as owner/adapter")
-        folder = _download(name)
+        wanted = ["*.json", "*.safetensors"]
+        folder = Path(loading.explained(huggingface_hub.snapshot_download, name, allow_patterns=wanted))
     if not (folder / CONFIG).is_file():
         is_model = (folder / "config.json").is_file()
         mend = "It is a whole model: loading.load_base reads it" if is_model else "Give the folder that holds it"
@@ -137,26 +136,23 @@ def made_for(folder: Path) -> dict[str, str]:
 
 
 def check(model, folder: Path, renamed: bool = False) -> None:
-    """Refuse a base that the adapter in `folder` was not made for.
+    """Refuse a base (bare, or with its adapter already) that the adapter in `folder` was not made for.
 
     peft looks at none of this but the sizes of matrices. The last part of a base's name must agree (so a mirror or a
     moved folder passes), its layers, its revision where both are known, and its fingerprint. A fingerprint sees the
     embedding alone: a base into which something was merged has the same, and only its name can tell.
 
-    Args:
-        model: the base, bare or already with an adapter.
-
     Raises:
         Stop: says the difference and the mend.
     """
-    base, made = bare(model), made_for(folder)
+    base, made = loading.bare(model), made_for(folder)
     name = base.config._name_or_path
     _check_name(name, made, renamed)
     if difference := _shape_difference(base, folder):
         raise Stop(f"This base has another shape than the adapter's: {difference}. {_load(made)}")
     ours, theirs = getattr(base.config, "_commit_hash", None), made["revision"]
     if made["base"] == name and re.fullmatch("[0-9a-f]{40}", theirs) and ours not in (None, theirs):
-        told = f"The adapter was made for revision {theirs[:8]} of {_last(name)}; this is {ours[:8]}"
+        told = f"The adapter was made for revision {theirs[:8]} of {Path(name).name}; this is {ours[:8]}"
         raise Stop(f"{told}. {_load(made)}")
     found = loading.fingerprint(base)
     if made["fingerprint"] not in ("", found):
@@ -165,25 +161,19 @@ def check(model, folder: Path, renamed: bool = False) -> None:
 
 
 def _check_name(name: str, made: dict[str, str], renamed: bool) -> None:
-    ours, theirs = _last(name), _last(made["base"])
+    ours, theirs = Path(name).name, Path(made["base"]).name
     if theirs and ours != theirs and not renamed:
         mend = "If this is the same model under another name, say renamed=True"
         raise Stop(f"The adapter was made for {theirs}; this base is {ours}. {_load(made)}. {mend}")
 
 
-def _last(name: str) -> str:
-    return name.rstrip("/").split("/")[-1]
-
-
 def _load(made: dict[str, str]) -> str:
     at = f" at revision {made['revision'][:8]}" if made["revision"] else ""
-    return f"Load {_last(made['base'])}{at}, or train an adapter for this base"
+    return f"Load {Path(made['base']).name or 'its base'}{at}, or train an adapter for this base"
 
 
 def _shape_difference(base, folder: Path) -> str:
     """Where adapter and base do not fit, or "". Read from the file's header: no weight is loaded."""
-    from safetensors import safe_open
-
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
     layers = {int(n) for name in shapes for n in re.findall(r"\.layers\.(\d+)\.", name)}
@@ -192,8 +182,7 @@ def _shape_difference(base, folder: Path) -> str:
         return f"{depth} layers, the adapter has {max(layers) + 1}"
     modules = dict(base.named_modules())
     for name, shape in shapes.items():
-        found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if not found:
+        if not (found := re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)):
             continue
         module, side = modules.get(found[1]), "in_features" if found[2] == "A" else "out_features"
         if module is None:
@@ -206,19 +195,8 @@ def _shape_difference(base, folder: Path) -> str:
 
 def _here(base: str) -> str:
     """A base's recorded name; for a folder of another machine, the one of that name that ships with the course."""
-    ships = ROOT / "data" / _last(base) if base else ROOT
+    ships = ROOT / "data" / Path(base).name
     return str(ships) if base.startswith("/") and not Path(base).is_dir() and ships.is_dir() else base
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        told = f"{name} is no folder here, and cannot be had from the Hub ({reason})"
-        raise Stop(f"{told}. Check the spelling, log in (hf auth login), or go online") from None
 
 
 def _json(path: Path) -> dict:

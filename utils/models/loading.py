@@ -5,6 +5,11 @@ import json
 import os
 from pathlib import Path
 
+import torch
+from huggingface_hub import errors as hub
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
 from utils import hardware
 from utils.runtime import Stop
 
@@ -18,9 +23,7 @@ def load_tokenizer(base: str, revision: str = "main"):
     Raises:
         Stop: see `load_base`.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = _explained(AutoTokenizer.from_pretrained, base, revision=revision)
+    tokenizer = explained(AutoTokenizer.from_pretrained, base, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -38,10 +41,8 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     Raises:
         Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
     dtype = hardware.compute_dtype(hardware.capability())
-    model = _explained(
+    model = explained(
         AutoModelForCausalLM.from_pretrained,
         base,
         revision=revision,
@@ -53,17 +54,13 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     )
     keep_trainable(model)
     # A repository's sampling habits (Llama-2's temperature, Qwen's repetition penalty) would join every generate().
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
-    )
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in tokens})
     return model.eval()
 
 
 def nf4(dtype, double_quant: bool = True):
     """transformers' settings for linear layers in NF4 that compute in `dtype`."""
-    from transformers import BitsAndBytesConfig
-
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -78,10 +75,8 @@ def keep_trainable(model) -> None:
     The first forward without gradients would repack them for inference, for good: gradients and merges would be wrong
     from then on (bitsandbytes 0.50, `Linear4bit.forward`).
     """
-    import bitsandbytes as bnb
-
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
@@ -96,8 +91,6 @@ def fingerprint(model) -> str:
     Embeddings are not quantized, and rounding to fp16 or bf16 keeps every sign (that of zero too): a base has one
     fingerprint in four bits and in sixteen, on a laptop, a T4 and an A100.
     """
-    import torch
-
     config = model.config
     shape = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads]
     rows = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64)]
@@ -106,10 +99,8 @@ def fingerprint(model) -> str:
     return digest.hexdigest()[:12]
 
 
-def _explained(load, base: str, **arguments):
-    """Call `load(base)`; say what a failure means and what to do about it."""
-    from safetensors import SafetensorError
-
+def explained(load, base: str, **arguments):
+    """`load(base, **arguments)`, where `base` is a folder or a Hub name. A failure becomes a Stop with the mend."""
     folder = Path(base).expanduser()
     if folder.is_dir():
         base = str(folder)
@@ -124,27 +115,23 @@ def _explained(load, base: str, **arguments):
 
 
 def _reason(base: str, error: BaseException) -> str:
-    from huggingface_hub import errors as hub
-
-    causes, cause = [], error
-    while cause is not None:
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
     status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
 
     def caused_by(*kinds: type) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(hub.GatedRepoError):
-        ungated = "NousResearch/Llama-2-7b-hf holds the same weights and asks for no licence click"
-        if status == 401:
-            return f"{base} is gated and no token was sent. Log in (hf auth login), or: {ungated}"
-        return f"{base} is gated and your account has not accepted its licence. Accept it, or: {ungated}"
+        told = "no token was sent" if status == 401 else "your account has not accepted its licence"
+        mend = "Log in (hf auth login)" if status == 401 else "Accept it"
+        return f"{base} is gated and {told}. {mend}, or take an open copy: NousResearch/Llama-2-7b-hf is one of Llama-2"
     if caused_by(hub.HFValidationError, hub.RepositoryNotFoundError):
         return f"The Hub has no model {base}, or your token may not see it. Check the spelling"
     if status:
         return f"{base} cannot be downloaded: the Hub answered {status}. Check your token, or try again in some minutes"
     if caused_by(hub.LocalEntryNotFoundError, ConnectionError):
-        offline = f"{base} cannot be downloaded and is not in the cache: no network, or the Hub is offline here. "
-        return offline + "Go online, or give a folder that holds the model"
+        told = "cannot be downloaded and is not in the cache: no network, or the Hub is offline here"
+        return f"{base} {told}. Go online, or give a folder that holds it"
     return f"{base} cannot be loaded: {' '.join(str(error).split())[:200]}"

@@ -1,40 +1,58 @@
-"""Base and adapter, put together in a process that knows neither; and every wrong base refused, with the mend."""
+"""Adapters: added once, saved whole under the name of what made them, loaded onto their base and refused by any other.
+
+What chapter 06 asserts (a fresh process, other layers, other numbers, another commit) is not asserted again here.
+"""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from utils import generation, runtime
+from utils.data import template
 from utils.models import adapters, loading
-from utils.training.trainer import train
 from utils.tests import tiny
-from utils.tests import tiny; "
 
 
 @pytest.fixture(scope="module")
-def model(base, tokenizer, encoded):
-    """The tiny base with a trained adapter."""
-    model = adapters.add(loading.load_base(base), tiny.RECIPE)
-    train(model, tokenizer, encoded, tiny.RECIPE, live=False)
-    return model
-
-
-@pytest.fixture(scope="module")
-def saved(model, tokenizer, tmp_path_factory) -> Path:
+def saved(stirred, tokenizer, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter, "OUTPUTS", tmp_path_factory.mktemp("outputs"))
-        return adapters.save(model, tokenizer, tiny.RECIPE, tiny.ROWS, {})
+        patch.setattr(adapters, "OUTPUTS", tmp_path_factory.mktemp("outputs"))
+        log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "eval_loss": 1.0}]
+        return adapters.save(stirred, tokenizer, tiny.RECIPE, tiny.ROWS, {"exact": 0.5}, log)
 
 
 @pytest.fixture
 def folder(saved, tmp_path) -> Path:
     """A copy of the saved adapter that a test may spoil."""
     return Path(shutil.copytree(saved, tmp_path / "adapter"))
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(adapters, "OUTPUTS", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def never_loads(monkeypatch) -> list:
+    """What `adapters.load` asks of `load_base`, which stops there."""
+    asked = []
+
+    def load_base(*arguments):
+        asked.append(arguments)
+        raise runtime.Stop("not loaded")
+
+    monkeypatch.setattr(loading, "load_base", load_base)
+    return asked
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def edit(path: Path, **changes) -> None:
@@ -48,133 +66,181 @@ def refused(call, *arguments, **named) -> str:
     return str(stopped.value)
 
 
-def other_base(path: Path, **change) -> str:
-    return tiny.make_base(path / "base", **change)  # the same last name
+# Added.
 
 
-def test_the_loaded_model_answers_as_the_one_that_was_saved(model, tokenizer, saved):
-    loaded, its_tokenizer = adapters.load(saved)
-    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    expected = generation.answer(model, tokenizer, tiny.ROWS)
-    assert generation.answer(loaded, its_tokenizer, tiny.ROWS) == expected
-    with loaded.disable_adapter():
-        assert generation.answer(loaded, its_tokenizer, tiny.ROWS) != expected
+def test_a_second_adapter_is_never_added(adapted):
+    assert adapters.add(adapted, tiny.RECIPE) is adapted
+    said = refused(adapters.add, adapted.get_base_model(), tiny.RECIPE)
+    assert "already carries an adapter. Load the base again (load_base)" in said
 
 
-def test_a_process_that_knows_nothing_answers_the_same(model, tokenizer, saved):
-    script = (
-        "import sys; from utils import exam, inference; from utils.tests import tiny; "
-        "print(generation.answer(*adapters.load(sys.argv[1]), tiny.ROWS))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", script, str(saved)]
-    done = subprocess.run(command, cwd=runtime.ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip().splitlines()[-1] == str(generation.answer(model, tokenizer, tiny.ROWS)), done.stderr
+def test_the_recipes_seed_decides_the_first_weights(adapted):
+    def first(seed: int) -> torch.Tensor:
+        torch.manual_seed(123)
+        model = adapters.add(base, replace(tiny.RECIPE, seed=seed))
+        weights = torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+        model.unload()
+        return weights
+
+    base = adapted.unload()
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
 
 
-def test_a_base_without_four_bits_takes_the_adapter_too(saved):
-    loaded, _ = adapters.load(saved, four_bit=False)
-    assert torch.uint8 not in {p.dtype for p in loaded.parameters()}
+# Saved.
 
 
-# Which base: the adapter's papers, and where that base is now.
+def test_the_folder_holds_what_made_the_adapter_and_no_pickle(base, stirred, saved):
+    files = content(saved)
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "run.json", "log.csv"} <= set(files)
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert files["log.csv"].decode().split() == ["step,loss,eval_loss", "1,2.0,", "2,1.5,1.0"]
+    run = json.loads(files["run.json"])
+    assert (run["base"], run["exact"], run["versions"]) == (base, 0.5, runtime.versions())
+    assert run["base_fingerprint"] == loading.fingerprint(loading.bare(stirred))
+    assert run["recipe"]["learning_rate"] == 1e-2
 
 
-def test_a_mirror_and_a_moved_folder_have_the_same_last_name(base, folder, tmp_path):
-    moved = shutil.copytree(base, tmp_path / "elsewhere" / Path(base).name)
-    adapters.load(folder, base=str(moved))
+def test_the_saved_tokenizer_is_the_one_that_was_used(saved, tokenizer):
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(saved)
+    assert (again.pad_token, again.padding_side) == ("<unk>", "left")
+    assert [template.encode(again, row) for row in tiny.ROWS] == [template.encode(tokenizer, row) for row in tiny.ROWS]
 
 
-def test_a_base_under_another_name_is_refused_unless_you_say_so(base, folder, tmp_path):
+def test_equal_runs_share_one_folder_and_the_later_one_stays(stirred, tokenizer, outputs, monkeypatch):
+    monkeypatch.setattr(stirred, "trained_steps", 6, raising=False)
+    run = stirred, tokenizer, tiny.RECIPE, tiny.ROWS
+    first, second = adapters.save(*run, {"exact": 0.1}), adapters.save(*run, {"exact": 0.2})
+    assert first == second == adapters.folder_of(adapters.made_by(stirred, tiny.RECIPE, tiny.ROWS, 6))
+    assert json.loads((first / "run.json").read_text())["exact"] == 0.2
+    assert list((outputs / "adapters").iterdir()) == [first]
+
+
+def test_what_decides_the_weights_decides_the_folder_and_nothing_else(stirred, monkeypatch):
+    def name(recipe=tiny.RECIPE, rows=tiny.ROWS, steps=6) -> str:
+        return adapters.folder_of(adapters.made_by(stirred, recipe, rows, steps)).name
+
+    first = name()
+    others = [name(replace(tiny.RECIPE, seed=1)), name(replace(tiny.RECIPE, learning_rate=2e-2))]
+    others += [name(rows=tiny.ROWS[1:]), name(rows=tiny.ROWS[::-1]), name(steps=12)]
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "versions", lambda: {**runtime.versions(), "torch": "0"})
+        others.append(name())
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "fingerprint", lambda model: "0" * 12)
+        others.append(name())
+    assert len({first, *others}) == 8
+    monkeypatch.setattr(stirred.config, "_name_or_path", "/elsewhere/base")
+    assert name() == first
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_folder_whole(stirred, tokenizer, outputs, monkeypatch, call, failure):
+    run = stirred, tokenizer, tiny.RECIPE, tiny.ROWS
+    with pytest.raises(TypeError):
+        adapters.save(*run, {"exact": torch.tensor(0.2)})  # is no JSON
+    assert list((outputs / "adapters").iterdir()) == []
+    folder = adapters.save(*run, {"exact": 0.1})
+    before, replace_, calls = content(folder), os.replace, []
+
+    def failing(source, target):
+        calls.append(source)
+        if len(calls) == call:
+            raise failure
+        replace_(source, target)
+
+    monkeypatch.setattr("os.replace", failing)
+    with pytest.raises(type(failure)):
+        adapters.save(*run, {"exact": 0.2})
+    assert content(folder) == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+# Loaded. Which base: what the adapter says, and where that base is now.
+
+
+def test_the_loaded_model_answers_as_the_one_that_was_saved(stirred, tokenizer, saved):
+    model, its_tokenizer = adapters.load(saved)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    expected = generation.answer(stirred, tokenizer, tiny.ROWS)
+    assert generation.answer(model, its_tokenizer, tiny.ROWS) == expected
+    with model.disable_adapter():
+        assert generation.answer(model, its_tokenizer, tiny.ROWS) != expected
+
+
+def test_a_moved_base_under_another_name_is_loaded_if_you_say_so_without_four_bits_too(base, folder, tmp_path):
     renamed = str(shutil.copytree(base, tmp_path / "my-llama"))
-    said = refused(adapters.load, folder, base=renamed)
+    model, _ = adapters.load(folder, base=renamed, renamed=True, four_bit=False)
+    assert torch.uint8 not in {p.dtype for p in model.parameters()}
+
+
+def test_another_name_is_refused_before_anything_is_loaded(folder, never_loads):
+    said = refused(adapters.load, folder, base="owner/my-llama")
     assert said.startswith("The adapter was made for base; this base is my-llama. Load base, or train")
     assert said.endswith("say renamed=True")
-    adapters.load(folder, base=renamed, renamed=True)
+    assert never_loads == []
 
 
-def test_the_name_is_refused_before_anything_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr(loading, "load_base", lambda *a: pytest.fail("loaded"))
-    refused(adapters.load, folder, base="owner/another-model")
+@pytest.mark.parametrize(
+    ("run", "given", "asked"),
+    [
+        ({"base": "owner/model", "base_revision": "a" * 40}, "", ("owner/model", True, "a" * 40)),
+        ({"base": "owner/model", "base_revision": "a" * 40}, "mirror/model", ("mirror/model", True, "main")),
+        ({"base": "/content/course/data/pocket-llama"}, "", (str(runtime.ROOT / "data/pocket-llama"), True, "main")),
+    ],
+    ids=["the revision that made it", "a mirror, whose commits are others", "the course on another machine"],
+)
+def test_the_base_that_made_it_is_found(folder, never_loads, run, given, asked):
+    edit(folder / "run.json", **run)
+    refused(adapters.load, folder, base=given)
+    assert never_loads == [asked]
 
 
-def test_a_folder_of_another_machine_is_found_among_the_courses_data(folder, monkeypatch):
-    edit(folder / "run.json", base="/content/course/data/pocket-llama")
-    asked = []
-    monkeypatch.setattr(loading, "load_base", lambda *a: asked.append(a[0]) or pytest.skip.Exception)
-    with pytest.raises(AttributeError):
-        adapters.load(folder)
-    assert asked == [str(runtime.ROOT / "data" / "pocket-llama")]
-
-
-def test_an_adapter_without_papers_names_its_base_in_pefts_config(base, folder):
+def test_without_a_run_json_pefts_config_names_the_base(base, folder, never_loads):
     (folder / "run.json").unlink()
     assert adapters.made_for(folder) == {"base": base, "revision": "", "fingerprint": ""}
-    adapters.load(folder)
-
-
-def test_an_adapter_that_names_no_base_needs_one(base, folder):
-    (folder / "run.json").unlink()
     edit(folder / "adapter_config.json", base_model_name_or_path=None)
     assert refused(adapters.load, folder).endswith("Give base=")
-    adapters.load(folder, base=base)
+    assert refused(adapters.load, folder, base=base) == "not loaded"
 
 
-# Wrong in shape, weights, revision.
+# A base that is checked: what chapter 06 does not show.
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_another_depth_is_refused(folder, tmp_path, layers):
-    said = refused(adapters.load, folder, base=other_base(tmp_path, layers=layers))
-    assert f"another shape than the adapter's: {layers} layers, the adapter has 2. Load base" in said
+def test_its_own_base_passes_with_and_without_a_revision(stirred, folder, monkeypatch):
+    adapters.check(stirred, folder)
+    edit(folder / "run.json", base_revision="a" * 40)
+    adapters.check(stirred, folder)  # a folder has no revision
+    monkeypatch.setattr(stirred.config, "_commit_hash", "a" * 40, raising=False)
+    adapters.check(stirred, folder)
 
 
-def test_another_width_is_refused(folder, tmp_path, model):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_hidden_layers": 3}, "another shape than the adapter's: 3 layers, the adapter has 2. Load base"),
+        ({"intermediate_size": 192}, "_features of model.layers.0.mlp."),
+    ],
+)
+def test_another_shape_is_refused(stirred, folder, change, told):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = model.config.to_dict() | {"intermediate_size": 192, "quantization_config": None}
-    narrow = LlamaForCausalLM(LlamaConfig(**shape))
-    narrow.config._name_or_path = "base"
-    said = refused(adapters.check, narrow, folder)
-    assert "features of model.layers.0.mlp" in said and "is 192, the adapter's 128" in said
+    with torch.device("meta"):
+        other = LlamaForCausalLM(LlamaConfig(**stirred.config.to_dict() | {"quantization_config": None} | change))
+    other.config._name_or_path = "base"
+    assert told in refused(adapters.check, other, folder)
 
 
-def test_other_modules_are_refused(folder, model):
+def test_other_modules_are_refused(folder):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     other = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=384))
     other.config._name_or_path = "base"
     assert "it has no model.layers.0" in refused(adapters.check, other, folder)
-
-
-def test_the_same_shape_with_other_weights_is_refused(folder, tmp_path):
-    said = refused(adapters.load, folder, base=other_base(tmp_path, seed=1))
-    assert "fingerprint" in said and "same name, other weights. Load base" in said
-
-
-def test_another_revision_is_refused_where_both_are_known(base, folder):
-    plain = loading.load_base(base)
-    edit(folder / "run.json", base_revision="a" * 40)
-    adapters.check(plain, folder)  # a folder has no revision
-    plain.config._commit_hash = "b" * 40
-    said = refused(adapters.check, plain, folder)
-    assert said.startswith(f"The adapter was made for revision {'a' * 8} of base; this is {'b' * 8}. Load base at")
-    plain.config._commit_hash = "a" * 40
-    adapters.check(plain, folder)
-
-
-def test_the_recorded_revision_is_the_one_that_is_loaded(folder, monkeypatch):
-    edit(folder / "run.json", base="owner/model", base_revision="a" * 40)
-    asked = []
-    monkeypatch.setattr(loading, "load_base", lambda *a: asked.append(a))
-    with pytest.raises(AttributeError):
-        adapters.load(folder)
-    with pytest.raises(AttributeError):
-        adapters.load(folder, base="mirror/model")  # whose commits are others
-    assert asked == [("owner/model", True, "a" * 40), ("mirror/model", True, "main")]
-
-
-def test_a_model_that_has_its_adapter_already_can_be_checked(model, folder):
-    adapters.check(model, folder)
 
 
 # No adapter at all.
@@ -185,29 +251,13 @@ def test_an_unknown_folder_is_called_unknown(name):
     assert refused(adapters.find, name).startswith(f"There is no folder {name}. Give the folder of an adapter")
 
 
-def test_an_unknown_hub_name_says_what_was_tried():
-    said = refused(adapters.find, "owner/adapter")  # tests are offline
-    assert said.startswith("owner/adapter is no folder here, and cannot be had from the Hub (")
-    assert said.endswith("Check the spelling, log in (hf auth login), or go online")
-
-
 def test_from_the_hub_come_safetensors_and_json_alone(saved, monkeypatch):
     import huggingface_hub
 
     asked = {}
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **a: asked.update(a, name=name) or str(saved)
-    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda n, **a: asked.update(a, name=n) or str(saved))
     assert adapters.find("owner/adapter") == saved
     assert asked == {"name": "owner/adapter", "allow_patterns": ["*.json", "*.safetensors"]}
-
-
-def test_a_whole_model_is_no_adapter(base):
-    assert refused(adapters.find, base).endswith("It is a whole model: loading.load_base reads it")
-
-
-def test_an_empty_folder_is_no_adapter(tmp_path):
-    assert refused(adapters.find, tmp_path).endswith("so it is no adapter. Give the folder that holds it")
 
 
 def test_a_pickle_is_not_loaded(folder):
@@ -216,6 +266,6 @@ def test_a_pickle_is_not_loaded(folder):
 
 
 @pytest.mark.parametrize("name", ["run.json", "adapter_config.json"])
-def test_broken_papers_are_called_broken(folder, name):
+def test_a_broken_file_is_called_broken(folder, name):
     (folder / name).write_text("{")
     assert refused(adapters.load, folder).startswith(f"{name} in adapter is not JSON")
