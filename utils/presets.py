@@ -73,10 +73,7 @@ PROFILES = {
 def pick(default: str = "", base: str = "", data: str = "") -> Profile:
     """The profile of this run: QLORA_PROFILE, else `default`, else llama-2-7b with CUDA and pocket without.
 
-    Args:
-        default: a name of PROFILES, for chapters that tell their story on the pocket base on any machine.
-        base: another base; else QLORA_BASE, else the profile's own.
-        data: another data set; else the profile's own.
+    `base` and `data` replace the profile's own; so does QLORA_BASE.
 
     Raises:
         Stop: an unknown profile.

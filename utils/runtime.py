@@ -68,8 +68,7 @@ LOCAL_ONLY = "# --- only on your own machine"
 # peft (import_utils.is_torchao_available) raises for an older torchao, but only once an adapter is loaded or
 # merged: people train for hours and then fail.
 TORCHAO_MINIMUM = "0.16.0"
-# Packages whose module is not called like the package.
-MODULES = {"protobuf": "google.protobuf", "pillow": "PIL"}
+MODULES = {"protobuf": "google.protobuf"}  # packages whose module is not called like the package
 
 restart = ""  # why this kernel must be restarted; restarting forgets it
 
@@ -123,10 +122,8 @@ def quiet() -> None:
     """Silence, by message, what a learner cannot act on. The only place where anything is silenced."""
     for message, category in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
-    for name, message in QUIET_LOGS:
-        logger = logging.getLogger(name)
-        if not any(getattr(f, "pattern", None) == message for f in logger.filters):
-            logger.addFilter(_Mute(message))
+    for name, _ in QUIET_LOGS:
+        logging.getLogger(name).addFilter(_muted)  # which is in there once, however often
     # Bars go to stderr, which differs from run to run. Downloads may switch theirs on again: huggingface_hub's
     # enable_progress_bars(). An environment variable could not be overruled, so it is set for datasets alone.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -135,13 +132,8 @@ def quiet() -> None:
     disable_progress_bars()
 
 
-class _Mute(logging.Filter):
-    def __init__(self, pattern: str):
-        super().__init__()
-        self.pattern = pattern
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not re.match(self.pattern, record.getMessage())
+def _muted(record: logging.LogRecord) -> bool:
+    return not any(name == record.name and re.match(text, record.getMessage()) for name, text in QUIET_LOGS)
 
 
 def bootstrap() -> None:

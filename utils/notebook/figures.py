@@ -33,15 +33,9 @@ def bars(
     colors: Sequence[str] | str = ADAPTER,
     title: str = "",
 ):
-    """Horizontal bars of shares between 0 and 1, read from the top, each with its value in per cent beside it.
+    """Horizontal bars of shares between 0 and 1, the first on top, each with its value in per cent; returns the Axes.
 
-    Args:
-        labels, shares: one bar each, the first on top.
-        intervals: (low, high) of each share, for example its 95 % interval; drawn as a whisker.
-        colors: one for all, or one a bar (BASE, ADAPTER, ...).
-
-    Returns:
-        The matplotlib Axes.
+    `intervals` has (low, high) of each share, drawn as a whisker; `colors` is one for all, or one a bar.
     """
     import matplotlib.pyplot as plt
 

@@ -23,11 +23,7 @@ NOTEBOOK = runtime.ROOT / "notebooks" / "00_start_here.ipynb"
 
 
 def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
-    """Check the settings before anything is started, and make paths absolute.
-
-    Args:
-        settings: an environment; DATA, BASE and SEED are read, an empty one counts as not given.
-        called_from: folder that relative paths start from.
+    """DATA, BASE and SEED of an environment, checked before anything is started; paths start from `called_from`.
 
     Raises:
         Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, SEED no whole number.
