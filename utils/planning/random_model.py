@@ -47,17 +47,8 @@ def build(config, four_bit: bool = True, double_quant: bool = True, device=None,
         quantizer = AutoHfQuantizer.from_config(loading.nf4(dtype, double_quant), pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map={"": device})
         model.hf_quantizer = quantizer
-    _fill(model, device, dtype)
-    if four_bit:
-        quantizer.postprocess_model(model)
-        loading.keep_trainable(model)
-    model.tie_weights()
-    return model.eval()
-
-
-def _fill(model, device, dtype) -> None:
     draw = torch.Generator(device).manual_seed(0)
-    for module in list(model.modules()):
+    for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = torch.empty(parameter.shape, device=device, dtype=dtype)
             if parameter.dim() == 1:
@@ -70,10 +61,10 @@ def _fill(model, device, dtype) -> None:
                 module.quant_state = value.quant_state
             else:
                 setattr(module, name, torch.nn.Parameter(value))
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # the angles of the rotary embedding
-            with torch.device(device):
-                fresh = type(module)(module.config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                module.register_buffer(name, buffer, persistent=False)
-                if isinstance(module.__dict__.get(f"original_{name}"), torch.Tensor):
-                    setattr(module, f"original_{name}", buffer)
+    with torch.device(device):  # its angles are computed, not drawn
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    if four_bit:
+        quantizer.postprocess_model(model)
+        loading.keep_trainable(model)
+    model.tie_weights()
+    return model.eval()

@@ -4,7 +4,6 @@ Nothing is downloaded but a target's configuration and tokenizer, and for the na
 these.
 """
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,26 +33,24 @@ class Rehearsal:
 
     def projected(self) -> tuple[float, float, float]:
         """Seconds of the whole run: from the mean of the steps, and 95 % of the means of 1,000 resamples of them."""
-        draw, count = random.Random(0), len(self.wall_s)
-        means = sorted(sum(draw.choices(self.wall_s, k=count)) / count for _ in range(1000))
-        return self.steps * sum(self.wall_s) / count, self.steps * means[25], self.steps * means[974]
+        means = np.random.default_rng(0).choice(self.wall_s, (1000, len(self.wall_s))).mean(axis=1)
+        return tuple(self.steps * float(s) for s in (np.mean(self.wall_s), *np.percentile(means, (2.5, 97.5))))
 
     def __str__(self) -> str:
         if not self.fits:
             changes = "\n".join(f"  {i}. {change}" for i, change in enumerate(guards.to_lower(self.recipe), 1))
             return f"It does not fit. What to change, the change that costs least first:\n{changes}"
         whole, low, high = (clock(seconds) for seconds in self.projected())
-        step = f"a step        {sum(self.wall_s) / len(self.wall_s):.2f} s by the clock"
+        step = f"a step        {np.mean(self.wall_s):.2f} s by the clock"
         run = f"{self.steps} steps     {whole} (95 %: {low} to {high})"
         return "\n".join([f"peak memory   {self.peak_gib:.2f} GiB", step, run])
 
 
 def clock(seconds: float) -> str:
     """Seconds, as a person would say them."""
-    for limit, unit, form, name in ((120, 1, ".0f", "s"), (7200, 60, ".0f", "min")):
-        if seconds < limit:
-            return f"{seconds / unit:{form}} {name}"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Watch(TrainerCallback):
@@ -105,9 +102,8 @@ def rehearse(
         changes: functions of utils.training.levers that are called with the model before the trainer is made.
     """
     watch, config = Watch(2, 8), random_model.config(target)
-    longest, draw = min(max(lengths), recipe.max_length), random.Random(0)
-    rows = watch.steps * recipe.batch_size * recipe.accumulation
-    encoded = random_rows([longest, *(min(draw.choice(lengths), longest) for _ in range(rows - 1))], config.vocab_size)
+    drawn = np.random.default_rng(0).choice(lengths, watch.steps * recipe.batch_size * recipe.accumulation - 1)
+    encoded = random_rows([min(n, recipe.max_length) for n in (max(lengths), *drawn)], config.vocab_size)
     steps = trainer.arguments(recipe, len(lengths), "").max_steps
     model = adapters.add(random_model.build(config), recipe)
     for change in changes:

@@ -114,14 +114,9 @@ def choose(
     while length >= 64:
         found = []
         for batch in (n for n in range(1, rows + 1) if rows % n == 0):
+            shape = {"batch_size": batch, "accumulation": rows // batch, "max_length": length}
             for kind in kinds:
-                tried = replace(
-                    recipe,
-                    batch_size=batch,
-                    accumulation=rows // batch,
-                    max_length=length,
-                    gradient_checkpointing=kind != "none",
-                )
+                tried = replace(recipe, **shape, gradient_checkpointing=kind != "none")
                 peak = sum(memory.at_peak(config, tried, kind, levers).values())
                 if MARGIN * peak + outside <= gib * GIB:
                     times = seconds(config, tried, rates, kind, levers)

@@ -1,1 +1,1 @@
-"""What measures training on a GPU: `python -m utils.benchmark` (see __main__), and its parts."""
+"""Measures QLoRA training on a GPU: `python data/measurements/benchmark`; see __main__."""

@@ -2,25 +2,24 @@
 
 from dataclasses import replace
 
-from utils import memory
-from utils.benchmark.measure import Setting
-from utils.benchmark.workbench import Bench, llama_restored
+import bitsandbytes as bnb
+import torch
+
+from benchmark.bench import Bench
+from benchmark.measure import Setting
 
 
-def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
+def gradients(bench: Bench, model, setting: Setting, **arguments):
     """({parameter: gradient}, loss) of one row of 1,024 tokens, unscaled; the first that the scaler finds finite."""
-    import torch
-
     draw = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if "lora_" in name:  # values that bf16 holds exactly: trl rounds adapters to it
+        if "lora_" in name:
             std = 0.02 if "lora_B" in name else 0.01
-            value = torch.empty(parameter.shape).normal_(0, std, generator=draw).bfloat16()
-            parameter.data.copy_(value)
+            parameter.data.copy_(torch.empty(parameter.shape).normal_(0, std, generator=draw))
     keep, recipe = {}, bench.recipe
     try:
         bench.recipe = replace(recipe, learning_rate=0.0, max_grad_norm=1e9, optimizer="sgd")
-        found = bench.train(model, setting, 1, 1024, (0, 12, 0), mixed=mixed, gradients=keep)
+        found = bench.train(model, setting, 1, 1024, (0, 12, 0), gradients=keep, **arguments)
     finally:
         bench.recipe = recipe
     return (keep, found["losses"][0]) if found and keep else None
@@ -28,19 +27,12 @@ def gradients(bench: Bench, model, setting: Setting, mixed: bool = True):
 
 def fp32_gradients(bench: Bench):
     """The same in fp32 throughout, on the same 4-bit weights."""
-    import bitsandbytes as bnb
-
     setting = Setting(upcast=True, liger=False, fused=False)
-    with llama_restored():
-        model = bench.build(bench.recipe, setting)
+    with bench.model(setting) as model:
         for module in model.modules():
             if isinstance(module, bnb.nn.Linear4bit):
-                import torch
-
                 module.compute_dtype = torch.float32
-        found = gradients(bench, model, setting, mixed=False)
-        del model
-    memory.free()
+        found = gradients(bench, model, setting, fp16=False, bf16=False, mixed_precision="no")
     bench.say("fp32 gradients " + ("made" if found else "missing"))
     return found
 

@@ -3,6 +3,9 @@
 from collections import defaultdict
 from contextlib import contextmanager
 
+import torch
+from torch.autograd import DeviceType
+
 # (kind, parts of a kernel's name), asked in this order; what matches none is elementwise work: copies, casts, sums.
 KINDS = (
     ("transfer", ("memcpy htod", "memcpy dtoh", "memcpy (htod", "memcpy (dtoh")),
@@ -57,8 +60,6 @@ class Times:
 @contextmanager
 def profiled(into: list):
     """Append the `Times` of the block to `into`. Without a GPU it appends nothing."""
-    import torch
-
     if not torch.cuda.is_available():
         yield
         return
@@ -71,14 +72,8 @@ def profiled(into: list):
 
 def _events(profile) -> list[tuple[str, int, int]]:
     """(name, start, length) in nanoseconds of what ran on the GPU."""
-    from torch.autograd import DeviceType
-
-    raw = getattr(profile.profiler, "kineto_results", None)
-    if raw is not None:  # without torch's own event tree, which takes seconds for 14,000 kernels
-        on_gpu = [e for e in raw.events() if e.device_type() == DeviceType.CUDA]
-        found = [(e.name(), e.start_ns(), e.duration_ns()) for e in on_gpu]
-    else:
-        on_gpu = [e for e in profile.events() if e.device_type == DeviceType.CUDA]
-        found = [(e.name, int(e.time_range.start * 1e3), int(e.time_range.elapsed_us() * 1e3)) for e in on_gpu]
+    # Without torch's own event tree, which takes seconds for 14,000 kernels.
+    on_gpu = [e for e in profile.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+    found = [(e.name(), e.start_ns(), e.duration_ns()) for e in on_gpu]
     # Annotations ("Optimizer.step#...") and synchronizations are no work.
     return [event for event in found if "#" not in event[0] and " Sync" not in event[0] and "Event" not in event[0]]

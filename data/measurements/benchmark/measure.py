@@ -1,17 +1,24 @@
 """One training configuration measured: peak memory, GPU-busy time, wall time, through the trainer that trains."""
 
-import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from statistics import median_high
 
-from utils import fast, loading, memory, packs, stand_in, training
-from utils.benchmark import kernels
-from utils.benchmark.watch import Watch
-from utils.profile import Recipe
+import numpy as np
+import torch
+
+from benchmark import kernels
+from utils import hardware
+from utils.models import adapters
+from utils.models.loading import bare
+from utils.planning import random_model, rehearsal
+from utils.presets import Recipe
+from utils.training import levers, trainer
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Which of the levers of utils.fast are pulled."""
+    """Which of the levers are pulled: those of utils.training.levers, and what the benchmark compares them with."""
 
     dropout: float = 0.0  # share of an adapter's inputs that is set to zero
     upcast: bool = False  # frozen 16-bit weights to fp32, as prepare_model_for_kbit_training does
@@ -27,134 +34,158 @@ class Setting:
 
     @property
     def name(self) -> str:
-        names = ("dropout", "upcast", "liger", "liger_first", "fused", "compiled", "packed", "by_row", "any_attention")
-        on = [n for n in names if getattr(self, n)]
+        on = [n for n, pulled in asdict(self).items() if pulled and n not in ("checkpoint", "double_quant")]
         on += [] if self.double_quant else ["single_quant"]
         return "+".join([*on, f"checkpoint_{self.checkpoint}"])
 
 
 def build(config, recipe: Recipe, setting: Setting):
     """A random model of `config`'s shape with an adapter and the setting's levers."""
-    import torch
-
-    base = stand_in.make(config, double_quant=setting.double_quant)
+    base = random_model.build(config, double_quant=setting.double_quant)
     if setting.liger and setting.liger_first:
-        fast.liger(base)
-    model = loading.add_adapter(base, recipe)
+        levers.liger(base)
+    model = adapters.add(base, recipe)
     for module in model.modules():
         if setting.dropout and hasattr(module, "lora_dropout"):
             module.lora_dropout["default"] = torch.nn.Dropout(setting.dropout)
     if setting.upcast:
-        fast.upcast(model)
+        upcast(model)
     if setting.liger and not setting.liger_first:
-        fast.liger(model)
+        levers.liger(model)
     if setting.fused:
-        fast.fuse_adapters(model)
+        levers.fuse_adapters(model)
     if setting.by_row:
-        packs.attend_by_row(model)
+        levers.attend_by_row(model)
     if setting.compiled:
-        fast.compile_layers(model)
+        for layer in bare(model).model.layers:  # by themselves: small graphs, made once and shared; not for a T4
+            layer.compile(dynamic=False)
     return model
 
 
-def rows(count: int, length: int, vocabulary: int, seed: int = 0):
-    """Rows of random token ids, all of them labels."""
-    import numpy as np
-    from datasets import Dataset
+def upcast(model) -> None:
+    """What peft's `prepare_model_for_kbit_training` does to a model whose adapter is there already: everything that is
+    frozen and not in four bits (norms, embeddings, output head) becomes fp32. The slow way, for comparison."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
 
-    ids = np.random.default_rng(seed).integers(3, vocabulary, (count, length)).tolist()
-    return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+
+class Watch(rehearsal.Watch):
+    """Takes the times of steps: first some to warm up, then some by the clock, then some in the profiler.
+
+    Args:
+        gradients: a dict that is filled with the first finite gradients, by parameter; then the run ends.
+    """
+
+    def __init__(self, warm: int, timed: int, profiled: int, gradients: dict | None = None):
+        super().__init__(warm, timed)
+        self.timed, self.until, self.steps = timed, self.steps, self.steps + profiled
+        self.profile, self.times, self.skipped, self.gradients = ExitStack(), [], 0, gradients
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        super().on_step_begin(args, state, control)
+        if state.global_step >= self.until:
+            self.profile.enter_context(kernels.profiled(self.times))
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradients is None or self.gradients:
+            return
+        found = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+        if all(torch.isfinite(g).all() for g in found.values()):  # else the scaler skips this step, and lowers itself
+            self.gradients.update(found)
+            control.should_training_stop = True
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        super().on_step_end(args, state, control)
+        self.profile.close()
+        self.skipped += bool(getattr(optimizer, "step_was_skipped", False))
+
+    @property
+    def middle(self):
+        """The `kernels.Times` of the profiled step with the median time; None without a GPU."""
+        return sorted(self.times, key=lambda t: t.busy)[len(self.times) // 2] if self.times else None
+
+    def seen(self) -> dict:
+        """What was seen, for a record."""
+        middle, by_clock = self.middle, self.seconds[: self.timed]
+        return {
+            "gpu_ms": middle and middle.busy,
+            "gpu_ms_steps": [t.busy for t in self.times],
+            "gpu_ms_by_kind": middle and dict(middle.by_kind),
+            "kernels": middle and middle.top(),
+            "launches": middle and middle.launches,
+            "wall_ms": 1e3 * median_high(by_clock) if by_clock else None,
+            "peak_allocated_gib": max(self.peaks),
+            "steps_skipped_by_scaler": self.skipped,
+        }
 
 
-def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), mixed=True, gradients=None):
+def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), gradients=None, **arguments):
     """Train on `encoded` and return what was seen, as a dict for a record; see the keys at the end.
 
     Args:
         steps: how many to warm up, to time by the clock, to profile.
-        mixed: False computes in fp32 (for the reference of the gradients).
-        gradients: a dict that is filled with the first finite gradients, by parameter; then the run ends.
+        gradients: see `Watch`.
+        arguments: more for `trainer.build`.
 
     Raises:
-        torch.OutOfMemoryError: it does not fit; `leftovers.clear` afterwards, outside of the except block.
+        Stop: it does not fit; `clear` afterwards, outside of the except block.
     """
-
-    watch = Watch(*steps)
-    watch.gradients = gradients
+    watch = Watch(*steps, gradients)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = memory.allocated()
-    with tempfile.TemporaryDirectory() as folder:
-        args = training.arguments(recipe, len(encoded), folder)
-        args.activation_offloading = setting.checkpoint == "offload"
-        args.packing = setting.packed
-        if not mixed:
-            args.fp16 = args.bf16 = False
-            args.mixed_precision = "no"
-        trainer = _trainer(setting.liger, watch)(
-            model=model, args=args, train_dataset=encoded, processing_class=tokenizer, callbacks=[watch]
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            if "Printer" in type(callback).__name__ or "Progress" in type(callback).__name__:
-                trainer.remove_callback(callback)
-        if isinstance(setting.checkpoint, int):
-            trainer.add_callback(fast.CheckpointEvery(setting.checkpoint))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # trl has made them bf16
-        if setting.liger:
-            fast.liger_loss(model)
-        choose_attention(setting.any_attention)
-        try:
-            trainer.train()
-        finally:
-            watch.close()
-            choose_attention(True)
-    median = lambda values: sorted(values)[len(values) // 2] if values else None  # noqa: E731
-    middle = sorted(watch.times, key=lambda t: t.busy)[len(watch.times) // 2] if watch.times else None
-    return {
+    resident = hardware.allocated()
+    callbacks = [watch, *([levers.CheckpointEvery(setting.checkpoint)] if isinstance(setting.checkpoint, int) else [])]
+    arguments |= {"activation_offloading": setting.checkpoint == "offload", "packing": setting.packed}
+    made = trainer.build(model, tokenizer, encoded, recipe, callbacks=callbacks, **arguments)
+    if setting.liger:
+        levers.liger_loss(made)
+    choose_attention(setting.any_attention)
+    try:
+        log = trainer.run(made, live=False)
+    finally:
+        watch.profile.close()
+        choose_attention(True)
+    middle = watch.middle
+    return watch.seen() | {
         "setting": setting.name,
         "levers": asdict(setting),
         "batch": recipe.batch_size,
         "length": recipe.max_length,
-        "gpu_ms": middle and middle.busy,
-        "gpu_ms_steps": [t.busy for t in watch.times],
-        "gpu_ms_by_kind": middle and dict(middle.by_kind),
-        "kernels": middle and middle.top(),
-        "launches": middle and middle.launches,
-        "wall_ms": median(watch.seconds) and 1e3 * median(watch.seconds),
         "resident_gib": resident,
-        "peak_allocated_gib": max(m[-1] for m in watch.memory),
-        "peak_reserved_gib": memory.peak()[1],
-        "memory_gib_steps": watch.memory,
-        "losses": [loss.item() for loss in watch.losses],
-        "useful_tokens": watch.useful,
-        "steps": trainer.state.global_step,
+        "losses": [entry["loss"] for entry in log],
+        "useful_tokens": np.diff([0, *(entry["num_input_tokens_seen"] for entry in log)]).tolist(),
+        "steps": made.state.global_step,
         "largest_b": max(p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n),
-        "steps_skipped_by_scaler": watch.skipped,
         "liger_kernels_seen": middle and all(any(n in k.lower() for k in middle.by_name) for n in kernels.LIGER),
     }
 
 
+def clear(model) -> None:
+    """Take back, beyond what `trainer.clear` does, what another setting of the same model, or the next one, would meet.
+
+    Patched forwards of the base, checkpointing, hooks, accelerate's choice of precision, and memory that is not used
+    any more.
+    """
+    from accelerate.state import AcceleratorState
+
+    trainer.clear(model)
+    base = bare(model)
+    for module in (model.base_model, base):  # forwards of trl, and of Liger's loss
+        for name in ("forward", "_original_forward"):
+            module.__dict__.pop(name, None)
+    base.gradient_checkpointing_disable()
+    if getattr(base, "_require_grads_hook", None) is not None or getattr(base, "_require_grads_hooks", None):
+        base.disable_input_require_grads()
+    for layer in base.model.layers:
+        layer.gradient_checkpointing = False
+    base.lm_head._forward_hooks.clear()  # from offloading
+    base.lm_head._forward_pre_hooks.clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    hardware.free()
+
+
 def choose_attention(fastest: bool) -> None:
     """Memory-efficient attention alone, as on a T4, or whatever torch takes on this GPU. A CPU keeps what it has."""
-    import torch
-
     fastest = fastest or not torch.cuda.is_available()
     torch.backends.cuda.enable_flash_sdp(fastest)
     torch.backends.cuda.enable_cudnn_sdp(fastest)
-
-
-def _trainer(fused_loss: bool, watch: Watch):
-    class Trainer(fast.trainer_class(fused_loss)):
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
-            watch.memory[-1] += [memory.allocated(), memory.peak()[0]]
-            return loss
-
-        def training_step(self, model, inputs, *args, **kwargs):
-            mask = inputs.get("attention_mask")
-            watch.useful[-1] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            watch.losses.append(loss.detach().float())
-            return loss
-
-    return Trainer

@@ -1,19 +1,17 @@
-"""The rates of this card, from which `pace` computes how long a step takes."""
+"""The rates of this card, from which `utils.planning.time` computes how long a step takes."""
 
 import time
 
-from utils.benchmark import kernels, measure
+import torch
+import torch.nn.functional as F
+from bitsandbytes import functional
+
+from benchmark import kernels, measure
 
 
-def rates(gpu: bool) -> dict:
-    """The planner's rates: 16-bit matrix products, causal attention (forward and backward), bytes, dequantize."""
-    import torch
-    import torch.nn.functional as F
-    from bitsandbytes import functional
-
-    device = "cuda" if gpu else "cpu"
-    dtype = torch.float16 if gpu else torch.float32
-    size = 8192 if gpu else 512
+def measured(gpu: bool) -> dict:
+    """16-bit matrix products, causal attention (forward and backward), bytes copied, weights dequantized; a second."""
+    device, dtype, size = ("cuda", torch.float16, 8192) if gpu else ("cpu", torch.float32, 512)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     x = torch.randn(size // 4, size // 2, device=device, dtype=dtype)  # 2048 x 4096: one row of the training
     w = torch.randn(size * 43 // 32, size // 2, device=device, dtype=dtype)  # 11008 x 4096: Llama-2-7B's up_proj
@@ -42,8 +40,6 @@ def rates(gpu: bool) -> dict:
 
 def seconds(work, repeats: int = 20) -> float:
     """Seconds of `work`, the best of three times `repeats` calls; on a GPU those in which it is busy."""
-    import torch
-
     work()
     found = []
     for _ in range(3):

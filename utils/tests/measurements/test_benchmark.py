@@ -1,35 +1,31 @@
-"""Measuring one configuration must leave nothing behind that changes the next one."""
+"""Measuring one configuration must leave nothing behind that changes the next one; and the command works."""
 
 import gc
+import runpy
+import sys
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+from utils.data import dataset
 from utils.models import loading
 from utils.notebook import measurements
 from utils.planning import random_model
+from utils.planning.rehearsal import random_rows
 from utils.planning.time import seconds
+from utils.presets import PROFILES
+from utils.tests import tiny
+from utils.tests.measurements import FOLDER
+
+sys.path.insert(0, str(FOLDER))
+from benchmark import measure, parts
 
 POCKET = PROFILES["pocket"]
 # An 8-bit optimizer, as on a GPU: for it transformers keeps the embedding.
-RECIPE = replace(POCKET.recipe, accumulation=1, batch_size=1, max_length=32, optimizer="adamw_8bit")
-SETTINGS = [replace(workloads.FAST, liger=False, checkpoint="none"), workloads.USUAL]
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    monkeypatch.setenv("QLORA_CAPABILITY", "8.0")  # bf16, so that autocast has something to do on a CPU, too
-    config, tokenizer = random_model.config(POCKET.base), loading.load_tokenizer(POCKET.base)
-
-    def run(setting, model=None):
-        model = model or measure.build(config, RECIPE, setting)
-        found = measure.run(model, tokenizer, measure.rows(2, 32, config.vocab_size), RECIPE, setting, (1, 1, 0))
-        leftovers.clear(model, everything=True)
-        return model, found
-
-    return run
+RECIPE = replace(tiny.RECIPE, batch_size=1, max_length=32, optimizer="adamw_8bit")
+SETTINGS = [replace(parts.FAST, liger=False, checkpoint="none"), parts.USUAL]
 
 
 def large_tensors():
@@ -39,39 +35,49 @@ def large_tensors():
         return {id(o): tuple(o.shape) for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() > 10_000}
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
-def test_no_tensor_outlives_its_configuration(measured, setting):
-    before = large_tensors()
-    measured(setting)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_run_leaves_the_model_and_the_process_as_they_were(base, tokenizer, monkeypatch, setting):
+    monkeypatch.setenv("QLORA_CAPABILITY", "8.0")  # bf16, so that autocast has something to do on a CPU, too
+    config, before, seen = random_model.config(base), large_tensors(), []
+    model = measure.build(config, RECIPE, setting)
+    layer = model.get_base_model().model.layers[0]
+    layer.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for _ in range(2):
+        found = measure.run(model, tokenizer, random_rows([32, 32], 384), RECIPE, setting, (1, 1, 0))
+        measure.clear(model)
+        assert found["steps"] == 2 and all(loss > 0 for loss in found["losses"]) and found["useful_tokens"] == [32, 32]
+        assert found["setting"] == setting.name and found["wall_ms"] > 0
+        for module in (model, model.base_model, model.get_base_model()):
+            assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & module.__dict__.keys()
+        assert all(p.grad is None for p in model.parameters())
+    assert seen and all(seen)  # accelerate does not prepare a model twice: the second run would be without autocast
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
+    del model, layer, module
     assert not {i: shape for i, shape in large_tensors().items() if i not in before}
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
-def test_every_run_on_a_model_computes_under_autocast(measured, setting):
-    model, found = measured(setting)
-    assert found["steps"] == 2 and all(loss > 0 for loss in found["losses"])
-    seen, layer = [], model.get_base_model().model.layers[0]
-    layer.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    measured(setting, model)
-    measured(setting, model)
-    assert seen and all(seen)
+def command(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / "benchmark"), run_name="__main__")
+    return end.value.code
 
 
-def test_a_run_restores_what_it_patched(measured):
-    model, _ = measured(SETTINGS[0])
-    for module in (model, model.base_model, model.get_base_model()):
-        assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & module.__dict__.keys()
-    assert all(p.grad is None for p in model.parameters())
+def test_the_command_records_what_planning_reads(monkeypatch, tmp_path):
+    assert command(monkeypatch, "rates", "--quick", "--out", str(tmp_path)) == 0
+    record = measurements.read("rates_cpu_quick", tmp_path)
+    assert record["command"] == "python data/measurements/benchmark rates --quick"
+    rates = record["figures"]["rates"]
+    assert rates.keys() == measurements.read("memory_grid_7b")["figures"]["rates"].keys()
+    assert all(part > 0 for part in seconds(random_model.config(POCKET.base), POCKET.recipe, rates).values())
+    assert command(monkeypatch, "grid", "--out", str(tmp_path)) == 2  # without a GPU
 
 
-def test_a_run_leaves_attention_as_it_was(measured):
-    measured(SETTINGS[0])
-    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
-
-
-def test_the_command_records_what_the_planner_reads(tmp_path):
-    assert benchmark.main(["rates", "--quick", "--out", str(tmp_path)]) == 0
-    found = measurements.read("rates_cpu_quick", tmp_path)["figures"]["rates"]
-    assert found.keys() == measurements.read("memory_grid_7b")["figures"]["rates"].keys()
-    config, recipe = random_model.config(POCKET.base), POCKET.recipe
-    assert all(seconds > 0 for seconds in seconds(config, recipe, found).values())
+def test_a_folder_of_random_weights_loads_like_a_real_one(monkeypatch, tmp_path):
+    assert command(monkeypatch, "random_model", POCKET.base, str(tmp_path)) == 0
+    model, tokenizer = loading.load_base(str(tmp_path)), loading.load_tokenizer(str(tmp_path))
+    encoded, too_long = dataset.encode(tokenizer, dataset.read(tmp_path / "rows.jsonl"), 1024)
+    assert model.config.hidden_size == random_model.config(POCKET.base).hidden_size and not too_long
+    middle = sorted(len(row["input_ids"]) for row in encoded)[len(encoded) // 2]
+    assert abs(middle - 162) < 10  # as in notebook 09
