@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.data import duplicates, sources, template, validation
+from utils.data import duplicates, sources, template
+from utils.data.validation import Report, check
 from utils.presets import PROFILES, Profile
 from utils.runtime import OUTPUTS, Stop
 
@@ -29,10 +30,7 @@ def load(profile: Profile) -> Data:
 
     The almanac comes split by person. Other data are split 90 to 10, rows with the same question, or the same value in
     a column `group`, together; if rows were rejected or noted, a line says so. The environment variable QLORA_COLUMNS
-    may name the columns: "instruction=Frage,output=Antwort".
-
-    Raises:
-        Stop: a source without a usable row; the message names the first line that is not, and the mend.
+    may name the columns: "instruction=Frage,output=Antwort". Stops as `examine` does.
     """
     if Path(profile.data).resolve() == ALMANAC / "train.jsonl":
         return Data(*(read(ALMANAC / f"{name}.jsonl") for name in ("train", "validation", "test")))
@@ -44,36 +42,32 @@ def load(profile: Profile) -> Data:
     return Data(*split(rows, by="group"))
 
 
-def read(source: str | Path, columns: dict[str, str] | None = None, encoding: str = "") -> list[dict]:
+def read(source: str | Path, columns: dict | None = None, encoding: str = "") -> list[dict]:
     """The usable rows of a file or a Hub data set; `examine` also gives the report on the others."""
     return examine(source, columns, encoding)[1]
 
 
-def examine(
-    source: str | Path, columns: dict[str, str] | None = None, encoding: str = ""
-) -> tuple[validation.Report, list[dict]]:
+def examine(source: str | Path, columns: dict | None = None, encoding: str = "") -> tuple[Report, list[dict]]:
     """Read and check a source. Rejected rows, with reasons, go to outputs/data/<name>/.
 
     Args:
         source: a file (seen from here or from the course's data folder), a folder of datasets, or a Hub name.
-        columns: which column is which, if they have other names than those in data/README.md.
+        columns: which column is which ({"instruction": "Frage"}), if the names are none of those in data/README.md.
         encoding: of a text file that is neither UTF-8 nor marked.
 
     Raises:
-        Stop: no row can be used, or the source cannot be read at all.
+        Stop: no row can be used (the message names the first problem), or the source cannot be read at all.
     """
-    if sources.is_named(str(source)):
-        path = sources.find(source)
-        name, raws = path.name, sources.read(path, encoding)
-    else:
-        name, raws = str(source), sources.hub(str(source))
-    report = validation.Report(name, OUTPUTS / "data" / name.replace("/", "--"))
-    rows = list(validation.check(raws, report, columns or _named_columns()))
-    if not rows and not report.findings:
-        raise Stop(f'{name} has no rows. Write one JSON object a line: {{"instruction": "...", "output": "..."}}')
-    if not rows:
+    path = sources.find(source)
+    name = path.name if path else str(source)
+    report = Report(name, OUTPUTS / "data" / name.replace("/", "--"))
+    raws = sources.read(path, encoding) if path else sources.hub(name)
+    rows = list(check(raws, report, columns or _named_columns()))
+    if rows:
+        return report, rows
+    if report.findings:
         raise Stop(f"{name}: none of its {report.rejected:,} rows can be used. The first: {report.findings[0]}")
-    return report, rows
+    raise Stop(f'{name} has no rows. Write one JSON object a line: {{"instruction": "...", "output": "..."}}')
 
 
 def _named_columns() -> dict[str, str]:
@@ -83,9 +77,7 @@ def _named_columns() -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
-def split(
-    rows: list[dict], by: str | Callable[[dict], object] = "group", seed: int = 0
-) -> tuple[list[dict], list[dict]]:
+def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tuple[list[dict], list[dict]]:
     """Two parts, shuffled, the second of about a tenth of the rows; rows of one group are in one part.
 
     Args:
@@ -93,7 +85,7 @@ def split(
             every row if there is no such column, is grouped with those that ask the same question.
     """
     groups = defaultdict(list)
-    for row in random.Random(seed).sample(rows, len(rows)):
+    for row in random.Random(0).sample(rows, len(rows)):
         value = by(row) if callable(by) else row.get(by)
         groups[duplicates.question(row) if value is None else (value,)].append(row)
     if len(groups) == 1:  # all rows ask the same (a style to learn): there is nothing to keep apart

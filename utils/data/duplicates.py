@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 PERMUTATIONS, BANDS, ROWS = 128, 32, 4  # a pair of similarity s becomes a candidate with 1 - (1 - s^ROWS)^BANDS
 
@@ -21,11 +21,8 @@ def question(row: dict) -> str:
 
 def everything(row: dict) -> str:
     """Question and answer, as words."""
-    return f"{question(row)} {_answer(row)}"
-
-
-def _answer(row: dict) -> str:
-    return " ".join(words(row["output"])) or row["output"].strip()  # an answer may be a single "?"
+    answer = " ".join(words(row["output"])) or row["output"].strip()  # which may be a single "?"
+    return f"{question(row)} {answer}"
 
 
 def shingles(text: str) -> set[str]:
@@ -48,10 +45,10 @@ def duplicates(keys: Iterable[str]) -> dict[int, int]:
 
 def contradictions(rows: Sequence[dict]) -> set[int]:
     """Positions of rows whose question has different answers: which of them is right, a program cannot know."""
-    answers = defaultdict(lambda: defaultdict(list))
-    for i, row in enumerate(rows):
-        answers[question(row)][_answer(row)].append(i)
-    return {i for given in answers.values() if len(given) > 1 for places in given.values() for i in places}
+    answers = defaultdict(set)
+    for row in rows:
+        answers[question(row)].add(everything(row))
+    return {i for i, row in enumerate(rows) if len(answers[question(row)]) > 1}
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Sequence[str] = ()) -> dict[int, int]:
@@ -65,29 +62,25 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
         texts: the first of several that are alike is kept.
         against: if given, texts are compared with these and not among each other.
     """
-    from datasketch import MinHashLSH
+    from datasketch import MinHash, MinHashLSH
+
+    def sketches(texts: Sequence[str]) -> Iterator[MinHash]:
+        return MinHash.generator(
+            (sorted(s.encode() for s in shingles(t)) for t in texts), num_perm=PERMUTATIONS, seed=1
+        )
 
     index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
-    for i, text in enumerate(against):
-        index.insert(i, _sketch(text))
+    for i, sketch in enumerate(sketches(against)):
+        index.insert(i, sketch)
     kept = against or texts
     found: dict[int, int] = {}
-    for i, text in enumerate(texts):
-        sketch = _sketch(text)
-        alike = max(((similarity(text, kept[j]), -j) for j in index.query(sketch)), default=(-1.0, 0))
-        if alike[0] >= threshold:
-            found[i] = -alike[1]
+    for i, sketch in enumerate(sketches(texts)):
+        alike, nearest = max(((similarity(texts[i], kept[j]), -j) for j in index.query(sketch)), default=(-1.0, 0))
+        if alike >= threshold:
+            found[i] = -nearest
         elif not against:
             index.insert(i, sketch)
     return found
-
-
-def _sketch(text: str):
-    from datasketch import MinHash
-
-    sketch = MinHash(PERMUTATIONS, seed=1)
-    sketch.update_batch(sorted(s.encode() for s in shingles(text)))
-    return sketch
 
 
 def clean(rows: Sequence[dict], exam: Sequence[dict] = (), threshold: float = 0.7) -> tuple[list[dict], dict[int, str]]:

@@ -6,7 +6,6 @@ of its earlier exchanges ({"instruction", "output"}); a row with a system text h
 
 import json
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
 # Recognised by their columns, in this order: what we call a text -> what the file calls it.
@@ -21,36 +20,29 @@ OPTIONAL = ("input", "system", "history")
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 # The template that some data sets carry in their instructions: bare in mlabonne/mini-platypus, after a preamble in
 # data made for Alpaca.
-_CARRIED = re.compile(
+CARRIED = re.compile(
     r"\s*(?:Below is an instruction[^#]*)?### Instruction:\s*(\S.*?)\s*(?:### Input:\s*(.*?)\s*)?### Response:\s*",
     re.DOTALL,
 )
-_CONTROL = re.compile(r"</?s>|\[/?INST\]|<<SYS>>|<\|[a-z_]+\|>|### (?:Instruction|Response):")
-_NOTHING = {"nan", "none", "null", "na", "n/a", "#n/a"}  # what spreadsheets and pandas write for an empty cell
-_HALF = re.compile("[\ud800-\udfff]")
-_BYTE = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python keeps it (surrogateescape)
+CONTROL = re.compile(r"</?s>|\[/?INST\]|<<SYS>>|<\|[a-z_]+\|>|### (?:Instruction|Response):")
+NOTHING = {"nan", "none", "null", "na", "n/a", "#n/a"}  # what spreadsheets and pandas write for an empty cell
+FOREIGN = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python keeps it (surrogateescape)
+HALF = re.compile("[\ud800-\udfff]")  # of a character that UTF-16 writes in two
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong (`kind` in a word or two), in which field, in a sentence, and how to mend it."""
+class Problem(ValueError):
+    """What is wrong: `kind` in a word or two, the field, a sentence, and how to mend it.
 
-    kind: str
-    field: str
-    what: str
-    mend: str
-
-
-class Rejected(ValueError):
-    """A row that cannot be trained on; `problem` says why."""
+    Raised, it costs the row; returned, it is a note.
+    """
 
     def __init__(self, kind: str, field: str, what: str, mend: str):
         super().__init__(f"{what}. {mend}")
-        self.problem = Problem(kind, field, what, mend)
+        self.kind, self.field, self.what, self.mend = kind, field, what, mend
 
 
 def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, list[Problem]]:
-    """A raw row in the internal form, and notes: what looks wrong although the row can be used.
+    """A raw row in the internal form, and notes: what looks wrong in a row that can be used.
 
     Args:
         raw: what a file holds for one row.
@@ -58,25 +50,22 @@ def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, li
             {"messages": "dialogue"}; else the columns decide.
 
     Raises:
-        Rejected: the row cannot be used.
+        Problem: the row cannot be used.
     """
     if not isinstance(raw, dict):
         mend = 'Write {"instruction": "...", "output": "..."}'
-        raise Rejected("not an object", "", f"a {type(raw).__name__}, not an object", mend)
-    names = recognised(tuple(raw), tuple((columns or {}).items()))
-    row = {key: value for key, value in raw.items() if key not in names.values()}
-    for key, value in row.items():
-        if isinstance(value, str):
-            whole(value, key)
+        raise Problem("not an object", "", f"a {type(raw).__name__}, not an object", mend)
+    names = _recognised(tuple(raw), tuple((columns or {}).items()))
+    row = {k: _intact(v, k) if isinstance(v, str) else v for k, v in raw.items() if k not in names.values()}
     if "messages" in names:
         row |= _conversation(raw[names["messages"]], names["messages"])
     elif isinstance(raw[names["instruction"]], list) and isinstance(raw[names["output"]], list):
         both = raw[names["instruction"]] + raw[names["output"]]  # trl's conversational prompt and completion
         row |= _conversation(both, f"{names['instruction']} + {names['output']}")
     else:
-        row |= {ours: text(raw[names[ours]], names[ours]) for ours in ("instruction", "output")}
-    row["input"] = optional(raw.get(names.get("input")), "input")
-    if system := optional(raw.get(names.get("system")), "system"):
+        row |= {ours: _text(raw[names[ours]], names[ours]) for ours in ("instruction", "output")}
+    row["input"] = _text(raw.get(names.get("input")), "input", optional=True)
+    if system := _text(raw.get(names.get("system")), "system", optional=True):
         row["system"] = system
     if history := raw.get(names.get("history")):
         row["history"] = _history(history)
@@ -86,12 +75,8 @@ def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, li
 
 
 @lru_cache(maxsize=1000)
-def recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...] = ()) -> dict[str, str]:
-    """What we call a text -> its column. Upper and lower case are the same; columns given by name go first.
-
-    Raises:
-        Rejected: columns are missing.
-    """
+def _recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """What we call a text -> its column. Upper and lower case are the same; columns given by name go first."""
     there = {str(column).strip().lower(): column for column in reversed(columns)}
     schemas = [dict(named)] if named else SCHEMAS
     wanted = max(schemas, key=lambda schema: sum(c.lower() in there for c in schema.values()) / len(schema))
@@ -99,7 +84,7 @@ def recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...] = ()
         kind = "prompt only" if missing == [wanted.get("output")] else "columns"
         has = ", ".join(map(str, columns)) or "nothing"
         mend = "Name the columns instruction, input, output, or say which is which (data/README.md)"
-        raise Rejected(kind, missing[0], f"no {missing[0]!r} (it has: {has})", mend)
+        raise Problem(kind, missing[0], f"no {missing[0]!r} (it has: {has})", mend)
     wanted = {name: name for name in OPTIONAL if name not in wanted.values()} | wanted
     return {ours: there[column.lower()] for ours, column in wanted.items() if column.lower() in there}
 
@@ -107,9 +92,9 @@ def recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...] = ()
 def _history(value: object) -> list[dict]:
     if not isinstance(value, list) or not all(isinstance(e, dict) for e in value):
         mend = 'Write [{"instruction": "...", "output": "..."}, ...]'
-        raise Rejected("type", "history", f"'history' is {shown(value)}", mend)
-    keys = ("instruction", "output")
-    return [{key: text(e.get(key), f"history[{i}].{key}") for key in keys} for i, e in enumerate(value)]
+        raise Problem("type", "history", f"'history' is {_short(value)}", mend)
+    said = ("instruction", "output")
+    return [{key: _text(e.get(key), f"history[{i}].{key}") for key in said} for i, e in enumerate(value)]
 
 
 def _conversation(value: object, field: str) -> dict:
@@ -118,85 +103,67 @@ def _conversation(value: object, field: str) -> dict:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise Rejected("type", field, f"{field!r} is {shown(value)}", "Write a list of messages") from None
+            raise Problem("type", field, f"{field!r} is {_short(value)}", "Write a list of messages") from None
     if not isinstance(value, list) or not value:
-        raise Rejected("roles", field, f"{field!r} is {shown(value)}", "Write a list of messages, user and assistant")
+        raise Problem("roles", field, f"{field!r} is {_short(value)}", "Write a list of messages, user and assistant")
     turns = []
     for i, turn in enumerate(value):
-        turn = turn if isinstance(turn, dict) else {}
+        turn, place = turn if isinstance(turn, dict) else {}, f"{field}[{i}]"
         said = turn.get("role", turn.get("from"))
         role = ROLES.get(said.lower()) if isinstance(said, str) else None
         if role is None:
             mend = "Give each message a role: system, user or assistant"
-            raise Rejected("roles", f"{field}[{i}]", f"{field}[{i}] has the role {shown(said)}", mend)
-        turns.append((role, text(turn.get("content", turn.get("value")), f"{field}[{i}]")))
+            raise Problem("roles", place, f"{place} has the role {_short(said)}", mend)
+        turns.append((role, _text(turn.get("content", turn.get("value")), place)))
     system = turns.pop(0)[1] if turns[0][0] == "system" else ""
     for i, (role, _) in enumerate(turns):
         if role != (expected := ("user", "assistant")[i % 2]):
             place = f"{field}[{i + bool(system)}]"
             mend = "Let user and assistant take turns, the user first"
-            raise Rejected("roles", place, f"{place} is the {role}'s, where the {expected} should speak", mend)
+            raise Problem("roles", place, f"{place} is the {role}'s, where the {expected} should speak", mend)
     if len(turns) % 2 or not turns:
-        raise Rejected("roles", field, f"{field!r} ends without an answer", "End with a message of the assistant")
+        raise Problem("roles", field, f"{field!r} ends without an answer", "End with a message of the assistant")
     pairs = [{"instruction": turns[i][1], "output": turns[i + 1][1]} for i in range(0, len(turns), 2)]
     return pairs[-1] | ({"history": pairs[:-1]} if pairs[:-1] else {}) | ({"system": system} if system else {})
 
 
 def _notes(row: dict) -> list[Problem]:
+    """What looks wrong in a row; a template that its instruction carries is taken off."""
     notes = []
-    while carried := _CARRIED.fullmatch(row["instruction"]):
+    while carried := CARRIED.fullmatch(row["instruction"]):
         row["instruction"], row["input"] = carried[1], carried[2] or row["input"]
         what = "'instruction' carried a template, which was taken off"
         notes.append(Problem("template", "instruction", what, "Give the bare text; the template is put around it"))
     for key in ("instruction", "input", "output"):
-        if found := _CONTROL.search(row[key]):
+        if found := CONTROL.search(row[key]):
             what = f"{key!r} holds {found[0]!r}, which is trained as the letters that it is"
             notes.append(Problem("control text", key, what, "Delete it if another template left it there"))
-    if row["output"].strip().lower() in _NOTHING:
-        what = f"'output' is {shown(row['output'])}, which many programs write for an empty cell"
+    if row["output"].strip().lower() in NOTHING:
+        what = f"'output' is {_short(row['output'])}, which many programs write for an empty cell"
         notes.append(Problem("stand-in", "output", what, "Delete the row if there is no answer"))
     return notes
 
 
-def text(value: object, field: str) -> str:
-    """`value`, if it is a text that holds something.
-
-    Raises:
-        Rejected: no text, an empty one, or one that is not whole.
-    """
+def _text(value: object, field: str, optional: bool = False) -> str:
+    """`value`, if it is a text that holds something. What is `optional` may be missing or empty, and is "" then."""
+    if optional and (value is None or (isinstance(value, str) and not value.strip())):
+        return ""
     if not isinstance(value, str):
-        raise Rejected("null" if value is None else "type", field, f"{field!r} is {shown(value)}", "It must be a text")
+        mend = "It must be a text" + (", or be left out" if optional else "")
+        raise Problem("null" if value is None else "type", field, f"{field!r} is {_short(value)}", mend)
     if not value.strip():
-        raise Rejected("empty", field, f"{field!r} is {shown(value)}", "It must be a text that is not empty")
-    return whole(value, field)
+        raise Problem("empty", field, f"{field!r} is {_short(value)}", "It must be a text that is not empty")
+    return _intact(value, field)
 
 
-def whole(value: str, field: str) -> str:
-    """`value`, if all its characters are whole.
-
-    Raises:
-        Rejected: it holds bytes that could not be read, or half a character.
-    """
-    if _BYTE.search(value):
-        mend = "Write that text again and save as UTF-8"
-        raise Rejected("encoding", field, f"{field!r} holds bytes that are not UTF-8", mend)
-    if _HALF.search(value):
-        raise Rejected("encoding", field, f"{field!r} holds half a character", "Write that text again")
+def _intact(value: str, field: str) -> str:
+    """`value`, if it holds no byte that could not be read and no half of a character."""
+    if FOREIGN.search(value):
+        raise Problem("encoding", field, f"{field!r} holds bytes that are not UTF-8", "Write it again, as UTF-8")
+    if HALF.search(value):
+        raise Problem("encoding", field, f"{field!r} holds half a character", "Write it again")
     return value
 
 
-def optional(value: object, field: str) -> str:
-    """`value` as `text` has it, or "" for what is missing or empty."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    if not isinstance(value, str):
-        raise Rejected("type", field, f"{field!r} is {shown(value)}", "It must be a text, or be left out")
-    return whole(value, field)
-
-
-def shown(value: object) -> str:
-    """A value as JSON writes it, the first forty letters."""
-    try:
-        return json.dumps(value)[:40]
-    except (TypeError, ValueError, RecursionError):
-        return f"a {type(value).__name__}"
+def _short(value: object) -> str:
+    return json.dumps(value, default=str)[:40]

@@ -41,10 +41,7 @@ def exchanges(row: dict) -> list[dict]:
 
 
 def prompt(row: dict) -> str:
-    """Everything up to the (last) answer, to be read by people.
-
-    Token ids come from `encode_prompt`: they hold an EOS behind each earlier answer, where this text has a line break.
-    """
+    """Everything up to the (last) answer, for people to read; `encode_prompt` has an EOS behind each earlier answer."""
     *earlier, last = exchanges(row)
     return "".join(f"{question(e)}{completion(e)}\n\n" for e in earlier) + question(last)
 
@@ -67,8 +64,7 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
         before = _ids(tokenizer, question(exchange))
         whole = _ids(tokenizer, question(exchange) + completion(exchange)) + [tokenizer.eos_token_id]
         if whole[: len(before)] != before:
-            text = exchange["instruction"][:60]
-            raise ValueError(f"the prompt's tokens change in front of the completion: {text!r}")
+            raise ValueError(f"the prompt's tokens change in front of the completion: {exchange['instruction'][:60]!r}")
         ids += whole
         labels += [-100] * len(before) + whole[len(before) :]
     return {"input_ids": ids, "labels": labels}
@@ -89,5 +85,5 @@ def _bos(tokenizer) -> list[int]:
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    # Rows beyond the tokenizer's own limit are counted and reported by utils.dataset: no warning is needed here.
+    # Rows beyond the tokenizer's own limit are counted and reported by `dataset`: no warning is needed here.
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids

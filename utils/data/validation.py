@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.data import rows
-from utils.data.rows import Problem, Rejected
+from utils.data.rows import Problem
 from utils.data.sources import Raw
 from utils.runtime import shown
 
@@ -26,7 +26,7 @@ class Finding:
     rejected: bool
 
     def __str__(self) -> str:
-        return " ".join(f"{self.file}, {self.where}: {self.problem.what}. {self.problem.mend}".split())
+        return " ".join(f"{self.file}, {self.where}: {self.problem}".split())
 
 
 @dataclass
@@ -54,61 +54,45 @@ def check(raws: Iterable[Raw], report: Report, columns: dict[str, str] | None = 
 
     On the way `report` is filled in, and what it says goes to two files in its folder, which exist only if there is
     something to say: rejected.jsonl holds the rejected rows whole, with the reason; findings.csv a line a finding,
-    notes included.
-
-    Args:
-        raws: rows as `sources.read` yields them.
-        columns: see `rows.normal`.
+    notes included. `raws` come from `sources.read`; for `columns` see `rows.normal`.
     """
-    with _Ledger(report) as ledger:
+    paths = [report.folder / name for name in ("rejected.jsonl", "findings.csv")]
+    for path in paths:  # those of an earlier version of the data would mislead
+        path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as opened:
+        files = None
         for raw in raws:
             try:
-                if raw.problem:
-                    raise Rejected(**vars(raw.problem))
-                row, notes = rows.normal(raw.value, columns)
-            except Rejected as error:
+                row, problems = (None, [raw.problem]) if raw.problem else rows.normal(raw.value, columns)
+            except Problem as problem:
+                row, problems = None, [problem.with_traceback(None)]  # which would keep the row in memory
+            for problem in problems:
+                files = files or _begun(paths, opened)
+                _add(Finding(report.name, raw.where, problem, row is None), raw.value, report, *files)
+            if row is None:
                 report.rejected += 1
-                ledger.add(Finding(report.name, raw.where, error.problem, True), raw.value)
-                continue
-            for problem in notes:
-                ledger.add(Finding(report.name, raw.where, problem, False), raw.value)
-            report.kept += 1
-            yield row
+            else:
+                report.kept += 1
+                yield row
 
 
-class _Ledger:
-    """The two files of a report, which are begun with the first finding."""
+def _begun(paths: list[Path], opened: contextlib.ExitStack) -> tuple:
+    """A report's two files, to write into."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    # Half characters and foreign bytes are written as the escapes that JSON has for them.
+    style = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    rejected, findings = [opened.enter_context(open(path, **style)) for path in paths]  # noqa: SIM115
+    table = csv.writer(findings, lineterminator="\n")
+    table.writerow(["file", "where", "field", "problem", "what", "mend", "rejected"])
+    return rejected, table
 
-    def __init__(self, report: Report):
-        self.report, self.opened = report, contextlib.ExitStack()
-        self.paths = [report.folder / name for name in ("rejected.jsonl", "findings.csv")]
-        self.rejected = self.table = None
 
-    def __enter__(self):
-        for path in self.paths:  # those of an earlier version of the data would mislead
-            path.unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, *error):
-        self.opened.close()
-
-    def add(self, finding: Finding, value: object) -> None:
-        problem = finding.problem
-        (self.report.kinds if finding.rejected else self.report.notes)[problem.kind] += 1
-        if len(self.report.findings) < SHOWN:
-            self.report.findings.append(finding)
-        if self.table is None:
-            self._begin()
-        line = [finding.file, finding.where, problem.field, problem.kind, problem.what, problem.mend, finding.rejected]
-        self.table.writerow(line)
-        if finding.rejected:
-            reason = {"file": finding.file, "where": finding.where, "problem": problem.kind, "reason": str(finding)}
-            self.rejected.write(json.dumps(reason | {"row": value}, ensure_ascii=False, default=str) + "\n")
-
-    def _begin(self) -> None:
-        self.report.folder.mkdir(parents=True, exist_ok=True)
-        # Half characters and foreign bytes are written as the escapes that JSON has for them.
-        style = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-        self.rejected, table = [self.opened.enter_context(open(path, **style)) for path in self.paths]  # noqa: SIM115
-        self.table = csv.writer(table, lineterminator="\n")
-        self.table.writerow(["file", "where", "field", "problem", "what", "mend", "rejected"])
+def _add(finding: Finding, value: object, report: Report, rejected, table) -> None:
+    file, where, problem = finding.file, finding.where, finding.problem
+    (report.kinds if finding.rejected else report.notes)[problem.kind] += 1
+    if len(report.findings) < SHOWN:
+        report.findings.append(finding)
+    table.writerow([file, where, problem.field, problem.kind, problem.what, problem.mend, finding.rejected])
+    if finding.rejected:
+        reason = {"file": file, "where": where, "problem": problem.kind, "reason": str(finding), "row": value}
+        rejected.write(json.dumps(reason, ensure_ascii=False, default=str) + "\n")

@@ -31,8 +31,8 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
     found = {}
     if data := settings.get("DATA", ""):
         try:
-            named = sources.is_named(data, called_from)
-            found["DATA"] = str(sources.find(data, called_from).resolve()) if named else data
+            path = sources.find(data, called_from)
+            found["DATA"] = str(path.resolve()) if path else data
         except Stop as stop:
             raise Stop(f"DATA={data}: {stop}") from None
     if base := settings.get("BASE", ""):

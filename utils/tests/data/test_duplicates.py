@@ -1,5 +1,7 @@
 """Duplicates, near duplicates, contradictions, leaks: what is one, and what only looks like one."""
 
+import random
+
 import pytest
 
 from utils.data import duplicates
@@ -50,8 +52,6 @@ def test_near_duplicates_are_found_and_their_original_is_named():
 
 
 def test_nearly_all_planted_near_duplicates_are_found():
-    import random
-
     rng = random.Random(0)
     texts, planted = [], {}
     for i in range(200):
@@ -74,16 +74,16 @@ def test_a_contradiction_takes_all_its_rows():
 
 def test_clean_says_why():
     text = " ".join(LONG)
-    rows = [
-        row(text),
-        row(text + " more"),
-        row("b", "x"),
-        row("b", "X."),
-        row("c", "1"),
-        row("c", "2"),
-        row("exam question"),
-        row("d"),
+    asked = [
+        (text, "o"),
+        (text + " more", "o"),
+        ("b", "x"),
+        ("b", "X."),
+        ("c", "1"),
+        ("c", "2"),
+        ("exam question", "o"),
     ]
+    rows = [row(*pair) for pair in (*asked, ("d", "o"))]
     clean, why = duplicates.clean(rows, exam=[row("Exam question?", "?")])
     assert why == {1: "near duplicate", 3: "duplicate", 4: "contradiction", 5: "contradiction", 6: "leak"}
     assert clean == [rows[0], rows[2], rows[7]]

@@ -2,14 +2,16 @@
 
 import pytest
 
+from utils.data import rows
 
 WANTED = {"instruction": "i", "input": "", "output": "o"}
+GOOD = {"instruction": "i", "output": "o"}
 
 
 def said(raw, columns=None) -> str:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(rows.Problem) as problem:
         rows.normal(raw, columns)
-    return str(rejected.value)
+    return str(problem.value)
 
 
 def talk(*turns, names=("role", "content")):
@@ -22,7 +24,7 @@ U, A, U2, A2 = ("user", "u"), ("assistant", "a"), ("user", "u2"), ("assistant", 
 @pytest.mark.parametrize(
     "raw",
     [
-        {"instruction": "i", "output": "o"},
+        GOOD,
         {"Instruction": "i", " OUTPUT ": "o", "input": None},
         {"prompt": "i", "completion": "o"},
         {"question": "i", "answer": "o", "input": " "},
@@ -76,57 +78,79 @@ def test_a_conversation_that_nobody_could_have_had(turns, reason):
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ({"messages": "hello"}, "'messages' is \"hello\""),
-        ({"messages": ["a", "b"]}, "messages[0] has the role null"),
-        ({"instruction": "i", "output": "o", "history": [["a", "b"]]}, '\'history\' is [["a", "b"]]'),
-        ({"instruction": "i", "output": "o", "history": [{"instruction": "a"}]}, "'history[0].output' is null"),
-        ({"instruction": "i", "output": "o", "system": 3}, "'system' is 3"),
+        ([GOOD], "a list, not an object"),
+        ("text", "a str, not an object"),
+        (None, "a NoneType, not an object"),
+        (3, "a int, not an object"),
+        ({}, "no 'instruction' (it has: nothing)"),
+        ({"text": "all"}, "no 'instruction' (it has: text)"),
+        ({"prompt": "i", "output": "o"}, "no 'instruction' (it has: prompt, output)"),
+        ({"instruction": "i", "completion": "o"}, "no 'output' (it has: instruction, completion)"),
         ({"instruction": "i"}, "no 'output' (it has: instruction)"),
         ({"prompt": "i"}, "no 'completion' (it has: prompt)"),
-        ({"text": "all"}, "no 'instruction' (it has: text)"),
-        ({"instruction": "i", "output": "o", "note": "\udcf6"}, "'note' holds bytes that are not UTF-8"),
+        (GOOD | {"output": None}, "'output' is null. It must be a text"),
+        (GOOD | {"output": 42}, "'output' is 42. It must be a text"),
+        (GOOD | {"output": float("nan")}, "'output' is NaN. It must be a text"),
+        (GOOD | {"output": ""}, "'output' is \"\". It must be a text that is not empty"),
+        (GOOD | {"output": " \n"}, "'output' is \" \\n\". It must be a text that is not empty"),
+        (GOOD | {"output": b"o"}, "'output' is \"b'o'\". It must be a text"),  # Parquet may hold bytes
+        (GOOD | {"instruction": ""}, "'instruction' is \"\". It must be a text that is not empty"),
+        (GOOD | {"instruction": ["i"]}, "'instruction' is [\"i\"]. It must be a text"),
+        (GOOD | {"input": 5}, "'input' is 5. It must be a text, or be left out"),
+        (GOOD | {"input": 0}, "'input' is 0. It must be a text, or be left out"),
+        (GOOD | {"input": False}, "'input' is false. It must be a text, or be left out"),
+        (GOOD | {"input": []}, "'input' is []. It must be a text, or be left out"),
+        (GOOD | {"system": 3}, "'system' is 3. It must be a text, or be left out"),
+        (GOOD | {"output": "o\ud83d"}, "'output' holds half a character"),
+        (GOOD | {"instruction": "\ude00"}, "'instruction' holds half a character"),
+        (GOOD | {"input": "\ud83d"}, "'input' holds half a character"),
+        (GOOD | {"note": "\udcf6"}, "'note' holds bytes that are not UTF-8"),
+        (GOOD | {"history": [["a", "b"]]}, '\'history\' is [["a", "b"]]'),
+        (GOOD | {"history": [{"instruction": "a"}]}, "'history[0].output' is null"),
+        ({"messages": "hello"}, "'messages' is \"hello\""),
+        ({"messages": ["a", "b"]}, "messages[0] has the role null"),
     ],
 )
 def test_what_is_wrong_is_said(raw, reason):
     assert said(raw).startswith(reason)
 
 
+def test_a_long_value_is_shown_in_part():
+    assert len(said(GOOD | {"output": [1] * 10_000})) < 100
+
+
 def test_a_prompt_without_answer_has_a_kind_of_its_own():
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(rows.Problem) as problem:
         rows.normal({"prompt": "i", "id": 3})
-    assert (rejected.value.problem.kind, rejected.value.problem.field) == ("prompt only", "completion")
+    assert (problem.value.kind, problem.value.field) == ("prompt only", "completion")
 
 
 # Notes: the row can be used.
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "wanted"),
     [
-        "### Instruction:\ni\n\n### Response:\n",
-        "Below is an instruction that describes a task. Write a response.\n\n### Instruction:\ni\n\n### Response:",
-        "### Instruction:\n### Instruction:\ni\n### Response:\n### Response:",
+        ("### Instruction:\ni\n\n### Response:\n", WANTED),
+        ("Below is an instruction that describes a task.\n\n### Instruction:\ni\n\n### Response:", WANTED),
+        ("### Instruction:\n### Instruction:\ni\n### Response:\n### Response:", WANTED),
+        ("### Instruction:\ni\n\n### Input:\nc\n\n### Response:", WANTED | {"input": "c"}),
     ],
 )
-def test_a_carried_template_is_taken_off_and_said(text):
-    row, notes = rows.normal({"instruction": text, "output": "o"})
-    assert row == WANTED
+def test_a_carried_template_is_taken_off_and_said(text, wanted):
+    row, notes = rows.normal(GOOD | {"instruction": text})
+    assert row == wanted
     assert {note.kind for note in notes} == {"template"}
 
 
-def test_a_carried_input_becomes_the_input():
-    text = "### Instruction:\ni\n\n### Input:\nc\n\n### Response:"
-    assert rows.normal({"instruction": text, "output": "o"})[0] == {**WANTED, "input": "c"}
-
-
-@pytest.mark.parametrize("text", ["o</s>", "</s> o", "[INST] o", "<|im_end|>", "<<SYS>>"])
-def test_control_text_is_kept_and_noted(text):
-    row, notes = rows.normal({"instruction": "i", "output": text})
-    assert row["output"] == text
-    assert [note.kind for note in notes] == ["control text"]
-
-
-@pytest.mark.parametrize("text", ["nan", "None", "NULL", " n/a "])
-def test_a_word_for_nothing_is_kept_and_noted(text):
-    row, notes = rows.normal({"instruction": "i", "output": text})
-    assert (row["output"], [note.kind for note in notes]) == (text, ["stand-in"])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        *((text, "control text") for text in ("o</s>", "</s> o", "[INST] o", "<|im_end|>", "<<SYS>>")),
+        ("Write '### Response:' first.", "control text"),  # no template: the text goes on
+        *((text, "stand-in") for text in ("nan", "None", "NULL", " n/a ")),
+    ],
+)
+def test_what_looks_wrong_is_kept_and_noted(text, kind):
+    row, notes = rows.normal(GOOD | {"output": text})
+    assert (row["output"], [note.kind for note in notes]) == (text, [kind])

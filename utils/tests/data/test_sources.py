@@ -2,10 +2,11 @@
 
 import json
 
+import datasets
 import pytest
 
 from utils import runtime
-from utils.data import dataset, sources
+from utils.data import sources
 
 ROWS = [
     {"instruction": "Translate: Größe, 世界 🎈", "input": "a, b; c\td", "output": 'He said "no".\nTwice.'},
@@ -21,15 +22,56 @@ def as_csv(rows, separator=",", end="\n") -> str:
     return "".join(separator.join(map(cell, line)) + end for line in lines)
 
 
-def read(path):
-    return [raw.value for raw in sources.read(sources.find(path))]
+def as_jsonl(rows, end="\n") -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
 
 
-def stopped(path) -> str:
+def read(path, encoding=""):
+    return [raw.value for raw in sources.read(sources.find(path), encoding)]
+
+
+def stopped(path, encoding="") -> str:
     with pytest.raises(runtime.Stop) as stop:
-        list(sources.read(sources.find(path)))
+        read(path, encoding)
     assert "\n" not in str(stop.value)
     return str(stop.value)
+
+
+# Names.
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "MY.JSONL", "my.ndjson", "my rows (1).jsonl"])
+def test_the_name_may_be_written_as_people_write_it(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text(as_jsonl(ROWS), encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert read(str(tmp_path / name)) == read(f"~/{name}") == ROWS
+    assert sources.find(name, start=tmp_path) == tmp_path / name
+
+
+def test_names_that_are_no_file_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.xlsx").write_bytes(b"PK")
+    (tmp_path / "empty.jsonl").mkdir()
+    for name, said in (
+        ("my.xlsx", "my.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
+        ("empty.jsonl", "empty.jsonl is a folder. Give a file in it"),
+        ("none.csv", "There is no file none.csv. Put it into data/"),
+    ):
+        with pytest.raises(runtime.Stop, match=said):
+            sources.find(name)
+    assert sources.find("almanac/train.jsonl") == runtime.ROOT / "data" / "almanac" / "train.jsonl"
+
+
+@pytest.mark.parametrize("name", ["owner/rows", "rows", "owner/OpenRows-2.5", "owner/rows-v1.0"])
+def test_a_hub_name_is_no_file(name):
+    assert sources.find(name) is None
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "owner/rows.jsonl", "rows.csv", "~/rows", "/rows"])
+def test_a_file_name_is_never_asked_of_the_hub(name):
+    with pytest.raises(runtime.Stop, match="There is no file .*rows"):
+        sources.find(name)
 
 
 # Formats.
@@ -48,55 +90,72 @@ def test_csv_with_any_separator(tmp_path, separator, name):
 def test_encodings_with_their_mark(tmp_path, encoding, end, kind):
     text = {
         "csv": as_csv(ROWS, ";", end),
-        "jsonl": end.join(json.dumps(row, ensure_ascii=False) for row in ROWS),
+        "jsonl": as_jsonl(ROWS, end),
         "json": json.dumps(ROWS, ensure_ascii=False, indent=2).replace("\n", end),
     }[kind]
     (tmp_path / f"my.{kind}").write_bytes(text.encode(encoding))
     assert read(tmp_path / f"my.{kind}") == ROWS
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("name", ["my.json", "my.jsonl"])
-def test_a_json_array_also_inside_an_object(tmp_path, indent, wrapped, name):
-    if wrapped and name == "my.jsonl":
-        pytest.skip("a line that is an object is a row there")
-    (tmp_path / name).write_text(json.dumps({"data": ROWS} if wrapped else ROWS, indent=indent))
-    assert read(tmp_path / name) == ROWS
+@pytest.mark.parametrize("change", [str.strip, "\n\n  \n{}\r\n\t\n".format], ids=["no last line break", "blank lines"])
+def test_what_editors_add_does_not_matter(tmp_path, change):
+    (tmp_path / "my.jsonl").write_bytes(change(as_jsonl(ROWS)).encode())
+    assert read(tmp_path / "my.jsonl") == ROWS
 
 
-def test_a_json_file_of_lines_and_one_with_a_single_row(tmp_path):
-    (tmp_path / "lines.json").write_text("\n".join(json.dumps(row) for row in ROWS))
-    (tmp_path / "one.json").write_text(json.dumps(ROWS[0], indent=1))
-    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    (tmp_path / "talk.json").write_text(json.dumps(talk))
-    assert read(tmp_path / "lines.json") == ROWS
-    assert read(tmp_path / "one.json") == ROWS[:1]
-    assert read(tmp_path / "talk.json") == [talk]
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_line_separator_inside_a_text_does_not_split_the_row(tmp_path, separator):
+    row = {"instruction": "i", "output": f"one{separator}two"}
+    (tmp_path / "my.jsonl").write_text(json.dumps(row, ensure_ascii=separator < " ") + "\n", encoding="utf-8")
+    assert read(tmp_path / "my.jsonl") == [row]
+
+
+TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "😀"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        *((name, json.dumps(ROWS, indent=n), ROWS) for name in ("my.json", "my.jsonl") for n in (None, 2)),
+        *(("my.json", json.dumps({"data": ROWS}, indent=n), ROWS) for n in (None, 2)),
+        ("my.jsonl", json.dumps({"data": ROWS}), [{"data": ROWS}]),  # a line that is an object is a row there
+        ("lines.json", as_jsonl(ROWS), ROWS),
+        ("one.json", json.dumps(ROWS[0], indent=1), ROWS[:1]),
+        ("talk.json", json.dumps(TALK), [TALK]),
+        ("bad_first.jsonl", "[1, 2]\n" + as_jsonl(ROWS), [[1, 2], *ROWS]),
+        ("empty.json", "\n\n", []),
+    ],
+)
+def test_json_of_lines_and_as_one_document(tmp_path, name, text, rows):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read(tmp_path / name) == rows
 
 
 def test_parquet_and_folders_of_datasets(tmp_path):
-    from datasets import Dataset, DatasetDict
-
-    table = Dataset.from_list(ROWS)
+    table = datasets.Dataset.from_list(ROWS)
     table.to_parquet(tmp_path / "my.parquet")
     table.save_to_disk(tmp_path / "folder")
-    DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "splits")
     for name in ("my.parquet", "folder", "splits"):
         assert read(tmp_path / name) == ROWS, name
-    DatasetDict({"test": table}).save_to_disk(tmp_path / "no_train")
+    datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "no_train")
     assert "no_train has the splits test and no 'train'" in stopped(tmp_path / "no_train")
 
 
-# Where a row stands.
-
-
-def test_the_place_is_the_line_where_the_row_begins(tmp_path):
-    (tmp_path / "my.csv").write_text("\n" + as_csv(ROWS + ROWS), newline="")
-    assert [raw.where for raw in sources.read(tmp_path / "my.csv")] == ["line 3", "line 5", "line 6", "line 8"]
+def test_a_broken_parquet_file_and_folder_are_one_line(tmp_path):
+    (tmp_path / "my.parquet").write_bytes(b"PAR1 and no more")
+    assert stopped(tmp_path / "my.parquet").startswith("my.parquet was not saved whole (")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "state.json").write_text("{}")
+    assert stopped(tmp_path / "folder").startswith("folder was not saved whole (")
 
 
 # What a CSV file does to people (cells stay texts: no NA, no 7 for 007).
+
+
+def test_the_place_is_the_line_where_the_row_begins(tmp_path):
+    (tmp_path / "my.csv").write_text("\n" + as_csv(ROWS + ROWS), newline="", encoding="utf-8")
+    assert [raw.where for raw in sources.read(tmp_path / "my.csv")] == ["line 3", "line 5", "line 6", "line 8"]
 
 
 def test_cells_stay_as_they_are_written(tmp_path):
@@ -107,25 +166,30 @@ def test_cells_stay_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    ("line", "kind", "what"),
     [
-        ("Name two colours,red, blue", ("columns", "3 cells for 2 columns")),
-        ("alone", ("columns", "1 cells for 2 columns")),
-        ('a,"b "quoted" c"', ("not CSV", "not CSV (")),
-        ('a,"never closed', ("not CSV", "not CSV (unexpected end of data")),
+        ("Name two colours,red, blue", "columns", "3 cells for 2 columns"),
+        ("alone", "columns", "1 cells for 2 columns"),
+        ('a,"b "quoted" c"', "not CSV", "not CSV ("),
+        ('a,"never closed', "not CSV", "not CSV (unexpected end of data"),
     ],
 )
-def test_a_row_that_does_not_fit_is_kept_whole_with_its_reason(tmp_path, line, problem):
+def test_a_row_that_does_not_fit_is_kept_whole_with_its_reason(tmp_path, line, kind, what):
     (tmp_path / "my.csv").write_text(f"question,answer\nfirst,one\n{line}\n")
     good, bad = sources.read(tmp_path / "my.csv")
     assert good.problem is None
-    assert (bad.where, bad.value, bad.problem.kind) == ("line 3", line + "\n", problem[0])
-    assert bad.problem.what.startswith(problem[1])
+    assert (bad.where, bad.value, bad.problem.kind) == ("line 3", line + "\n", kind)
+    assert bad.problem.what.startswith(what)
 
 
 def test_after_a_bad_row_reading_goes_on(tmp_path):
     (tmp_path / "my.csv").write_text('q,a\n1,"x "y" z"\n2,b\n')
     assert [raw.problem is None for raw in sources.read(tmp_path / "my.csv")] == [False, True]
+
+
+def test_two_columns_of_one_name(tmp_path):
+    (tmp_path / "my.csv").write_text("question,answer,answer\na,b,c\n")
+    assert stopped(tmp_path / "my.csv") == "my.csv: two columns are named 'answer'. Rename one"
 
 
 # JSON as people write it.
@@ -137,6 +201,7 @@ def test_after_a_bad_row_reading_goes_on(tmp_path):
         ('{"instruction": "i", "output": "o",}', "Delete the comma"),
         ("{'instruction': 'i', 'output': 'o'}", "Use double quotes"),
         ('{"instruction": "i"', "Write one object a line"),
+        ("instruction,output", "Write one object a line"),
         ("[" * 100_000, "Write one object a line"),
     ],
 )
@@ -149,68 +214,39 @@ def test_a_line_that_is_not_json_says_the_mend(tmp_path, line, mend):
 
 def test_an_array_with_a_mistake_names_the_line(tmp_path):
     (tmp_path / "my.json").write_text('[\n {"instruction": "i", "output": "o"},\n]\n')
-    assert stopped(tmp_path / "my.json").startswith("my.json, line 3: not JSON (")
-    assert stopped(tmp_path / "my.json").endswith("Delete the comma in front of the closing bracket")
+    said = stopped(tmp_path / "my.json")
+    assert said.startswith("my.json, line 3: not JSON (")
+    assert said.endswith("Delete the comma in front of the closing bracket")
 
 
 # Encodings without a mark.
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
-def test_two_and_four_byte_letters_without_mark_are_named(tmp_path, encoding):
-    (tmp_path / "my.csv").write_bytes("question,answer\na,b\n".encode(encoding))
-    name = encoding.upper().replace("-L", "L").replace("-B", "B")
-    assert stopped(tmp_path / "my.csv").startswith(
-        f"my.csv, line 1: not UTF-8 but {name}. Convert it: iconv -f {name} -t"
-    )
+@pytest.mark.parametrize("name", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+def test_two_and_four_byte_letters_without_mark_are_named(tmp_path, name):
+    (tmp_path / "my.csv").write_bytes("question,answer\na,b\n".encode(name))
+    said = f"my.csv, line 1: not UTF-8 but {name}. Convert it: iconv -f {name} -t"
+    assert stopped(tmp_path / "my.csv").startswith(said)
 
 
 def test_latin_1_is_refused_with_its_line_and_the_command_and_read_when_named(tmp_path):
     path = tmp_path / "my.csv"
     path.write_bytes("question,answer\na,b\nc,Größe\n".encode("latin-1"))
-    said = stopped(path)
-    assert said.startswith(
-        "my.csv, line 3: not UTF-8. If 'c,Größe' looks right, it is latin-1. Convert it: iconv -f LATIN1"
-    )
-    assert dataset.read(path, encoding="latin-1")[1]["output"] == "Größe"
-    with pytest.raises(runtime.Stop, match="my.csv cannot be read as klingon"):
-        dataset.read(path, encoding="klingon")
+    said = "my.csv, line 3: not UTF-8. If 'c,Größe' looks right, it is latin-1. Convert it: iconv -f LATIN1 -t"
+    assert stopped(path).startswith(said)
+    assert read(path, encoding="latin-1")[1]["answer"] == "Größe"
+    assert stopped(path, encoding="klingon").startswith("my.csv cannot be read as klingon (")
+    assert stopped(path, encoding="ascii").startswith("my.csv cannot be read as ascii (")
 
 
-def test_one_foreign_line_in_a_utf_8_file_costs_that_line(tmp_path):
-    path = tmp_path / "my.jsonl"
-    lines = [json.dumps(ROWS[0], ensure_ascii=False).encode(), '{"question": "Größe", "answer": "o"}'.encode("latin-1")]
-    path.write_bytes(b"\n".join(lines))
-    report, rows = dataset.examine(path)
-    assert rows == ROWS[:1]
-    assert str(report.findings[0]).startswith("my.jsonl, line 2: 'question' holds bytes that are not UTF-8")
+# The Hub.
 
 
-# Sources that are no files of ours.
+@pytest.mark.parametrize("error", [ConnectionError(), ValueError(""), FileNotFoundError("two\nlines")])
+def test_a_hub_error_of_any_kind_is_one_line(monkeypatch, error):
+    def load_dataset(name, split):
+        raise error
 
-
-def test_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.xlsx").write_bytes(b"PK")
-    (tmp_path / "empty").mkdir()
-    for name, said in (
-        ("my.xlsx", "my.xlsx: only .jsonl, .json, .csv, .tsv and .parquet are read"),
-        ("empty", "empty is a folder"),
-        ("none.csv", "There is no file none.csv. Put it into data/"),
-    ):
-        with pytest.raises(runtime.Stop, match=said):
-            sources.find(name)
-    assert sources.find("almanac/train.jsonl") == runtime.ROOT / "data" / "almanac" / "train.jsonl"
-
-
-def test_a_broken_parquet_file_and_folder_are_one_line(tmp_path):
-    (tmp_path / "my.parquet").write_bytes(b"PAR1 and no more")
-    assert stopped(tmp_path / "my.parquet").startswith("my.parquet is no whole Parquet file (")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "state.json").write_text("{}")
-    assert stopped(tmp_path / "folder").startswith("folder was not saved whole (")
-
-
-def test_two_columns_of_one_name(tmp_path):
-    (tmp_path / "my.csv").write_text("question,answer,answer\na,b,c\n")
-    assert stopped(tmp_path / "my.csv") == "my.csv: two columns are named 'answer'. Rename one"
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(runtime.Stop, match=r"^Data set owner/rows cannot be had from the Hub \([^\n]+\). Go online"):
+        sources.hub("owner/rows")
