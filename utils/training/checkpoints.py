@@ -34,34 +34,34 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, every: int = 50, keep: int = 2, mirror: str | Path | None = None):
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self.mirror = _reachable(Path(mirror)) if mirror else None
+        self.places, drive = [Path(place) for place in (folder, mirror) if place], Path("/content/drive")
+        if not drive.is_mount() and (lost := [place for place in self.places if place.is_relative_to(drive)]):
+            raise Stop(f'{lost[0]}: Drive is not mounted. Run: from google.colab import drive; drive.mount("{drive}")')
 
     def claim(self, run: dict) -> None:
-        """Say which run this is: nested dicts of what decides its result. What ANYWAY names may change, with a note.
+        """Say which run this is: dicts of what decides its result, by part. What ANYWAY names may change, with a note.
 
         Raises:
             Stop: the folder, or its mirror, has checkpoints of another run; names what differs.
         """
         if not is_main():
             return
-        for place in self._places():
-            if not _in(place) or not (place / "run.json").is_file():
-                continue
-            before, now = (dict(_flat(r)) for r in (json.loads((place / "run.json").read_text("utf-8")), run))
+        if begun := next((p for p in self.places if _in(p) and (p / "run.json").is_file()), None):
+            runs = json.loads((begun / "run.json").read_text("utf-8")), run
+            before, now = ({f"{part}.{k}": v for part in r for k, v in r[part].items()} for r in runs)
             names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
             differing = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in names)
             if any(not name.startswith(ANYWAY) for name in names):
-                raise Stop(
-                    f"{shown(place)} has checkpoints of another run: {differing}. "
-                    "Go on with what it was, or give this run a folder of its own"
-                )
+                told = f"{shown(begun)} has checkpoints of another run: {differing}"
+                raise Stop(f"{told}. Go on with what it was, or give this run a folder of its own")
             if differing:
                 print(f"note: begun elsewhere ({differing}); the result may differ in its last bits")
-            break
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / ".run.json.new"
-        unfinished.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.folder / "run.json")
+        with open(self.folder / ".run.json.new", "w", encoding="utf-8") as file:
+            file.write(json.dumps(run, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # on the disk, before it gets its name
+        os.replace(file.name, self.folder / "run.json")
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, None if there is none. One that only the mirror has is fetched."""
@@ -72,7 +72,7 @@ class Checkpoints:
             if any(unfinished.iterdir()):
                 print(f"skipped a checkpoint that was being written when the run ended ({unfinished.name})")
             shutil.rmtree(unfinished)
-        found = [(_step(path), -i, path) for i, place in enumerate(self._places()) for path in _in(place)]
+        found = [(step, -i, path) for i, place in enumerate(self.places) for step, path in _in(place).items()]
         for _, _, path in sorted(found, reverse=True):
             if flaw := _flaw(path):
                 print(f"skipped {shown(path)}: {flaw}")
@@ -105,36 +105,33 @@ class Checkpoints:
         except Exception as error:
             if not _is_full(error, self.folder):
                 raise
+            told = f"The disk is full: checkpoint {step} was not saved in {shown(self.folder)}"
             raise Stop(
-                f"The disk is full: checkpoint {step} was not saved in {shown(self.folder)}, older ones are "
-                "untouched. Make room and run this again: it goes on from the last one"
+                f"{told}, older ones are untouched. Make room and run this again: it goes on from the last one"
             ) from None
         if is_main():
             self._prune(self.folder)
-            if self.mirror:
-                self._to_mirror(final)
+            for mirror in self.places[1:]:
+                self._copy_to(mirror, final)
 
     def delete(self) -> None:
         """Remove them all, the mirror's too: the run has ended and its adapter is saved."""
-        for place in self._places():
+        for place in self.places:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _to_mirror(self, path: Path) -> None:
+    def _copy_to(self, mirror: Path, path: Path) -> None:
         try:
-            self.mirror.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.folder / "run.json", self.mirror / "run.json")
-            for unfinished in self.mirror.glob(".unfinished-*"):
+            mirror.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / "run.json", mirror / "run.json")
+            for unfinished in mirror.glob(".unfinished-*"):
                 shutil.rmtree(unfinished)
-            copy(path, self.mirror)
-            self._prune(self.mirror)
+            copy(path, mirror)
+            self._prune(mirror)
         except OSError as error:
-            print(f"note: {path.name} could not be copied to {shown(self.mirror)} ({error.strerror or error})")
-
-    def _places(self) -> list[Path]:
-        return [self.folder, self.mirror] if self.mirror else [self.folder]
+            print(f"note: {path.name} could not be copied to {shown(mirror)} ({error.strerror or error})")
 
     def _prune(self, place: Path) -> None:
-        for old in sorted(_in(place), key=_step)[: -self.keep]:
+        for old in list(_in(place).values())[: -self.keep]:
             shutil.rmtree(old)
 
 
@@ -158,47 +155,22 @@ def _flaw(folder: Path) -> str:
     except (OSError, ValueError):
         return f"half-written, it has no {MANIFEST}"
     found = _digests(folder)
-    for name, digest in listed.items():
-        if name not in found:
-            return f"half-written, it has no {name}"
-        if found[name] != digest:
-            return f"damaged, {name} is not what was saved"
-    return ""
+    damaged = [name for name, digest in listed.items() if found.get(name) != digest]
+    return f"damaged, {damaged[0]} is not what was saved" if damaged else ""
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _in(place: Path) -> list[Path]:
-    return [path for path in place.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))
-
-
-def _reachable(mirror: Path) -> Path:
-    drive = Path("/content/drive")
-    if mirror.is_relative_to(drive) and not drive.is_mount():
-        raise Stop(f'{mirror}: Drive is not mounted. Run: from google.colab import drive; drive.mount("{drive}")')
-    return mirror
+def _in(place: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their step, the oldest first."""
+    steps = (path.name.removeprefix("checkpoint-") for path in place.glob("checkpoint-*"))
+    return {step: place / f"checkpoint-{step}" for step in sorted(int(s) for s in steps if s.isdecimal())}
 
 
 def _is_full(error: Exception, folder: Path) -> bool:
     """True for a full disk or quota. safetensors hides the system's error in its text, torch.save does not give it."""
-    full = {errno.ENOSPC, errno.EDQUOT}
-    told = getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
+    told = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
     return told or shutil.disk_usage(folder).free < 2**20
-
-
-def _flat(run: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in run.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

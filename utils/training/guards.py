@@ -6,8 +6,10 @@ import traceback
 from contextlib import contextmanager
 from math import isfinite
 
+import torch
 from transformers import TrainerCallback
 
+from utils.hardware import from_main
 from utils.presets import Recipe
 from utils.runtime import Stop
 
@@ -18,15 +20,11 @@ class Guard(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
         if "loss" in logs and not isfinite(logs["loss"]):
-            raise Stop(
-                f"The loss is {logs['loss']} at step {state.global_step}. Lower learning_rate (try a third), "
-                "and look for empty or very long rows"
-            )
+            told = f"The loss is {logs['loss']} at step {state.global_step}"
+            raise Stop(f"{told}. Lower learning_rate (try a third), and look for empty or very long rows")
         if logs.get("grad_norm") == 0:
-            raise Stop(
-                f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is "
-                "masked. Load an adapter with is_trainable=True, and check that rows have an output"
-            )
+            told = f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is"
+            raise Stop(f"{told} masked. Load an adapter with is_trainable=True, and check that rows have an output")
 
 
 class Interrupt(TrainerCallback):
@@ -54,6 +52,7 @@ class Interrupt(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.asked = from_main(self.asked)  # several processes end after the same step
         if self.asked:
             control.should_training_stop = True
             control.should_save = self.save
@@ -62,21 +61,17 @@ class Interrupt(TrainerCallback):
 @contextmanager
 def explained(recipe: Recipe):
     """Say what an error from within the training means, and what to do about it."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        # Jupyter keeps the last error, and with it every tensor in its frames: the next try would find no room.
+        # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.
         traceback.clear_frames(error.__traceback__)
         raise Stop(f"The memory is full. Lower, in this order: {'; '.join(to_lower(recipe))}") from None
     except FileNotFoundError as error:
-        raise Stop(
-            f"{error.filename or error} has vanished while training read it. Is a drive no longer mounted? Load the "
-            "data again, from a local folder, and run this again"
-        ) from None
+        told = f"{error.filename or error} has vanished while training read it. Is a drive no longer mounted?"
+        raise Stop(f"{told} Load the data again, from a local folder, and run this again") from None
 
 
 def to_lower(recipe: Recipe) -> list[str]:

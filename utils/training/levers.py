@@ -1,12 +1,9 @@
-"""What makes a QLoRA step faster or smaller, one function each: they change a PEFT model in place, and can be combined.
-
-None of them needs a new package but `liger`. The order: build the model, add the adapter, then these, then the trainer.
-"""
+"""What makes a QLoRA step faster or smaller, one function each, for a model with its adapter and before its trainer."""
 
 import types
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit
 from transformers import AttentionInterface, AttentionMaskInterface, TrainerCallback
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -14,6 +11,8 @@ from transformers.masking_utils import sdpa_mask
 
 from utils.models.loading import bare
 from utils.runtime import Stop
+
+NO_ENDS = "This pack does not say where its rows end. Pack with trl's pack_dataset, 1.16 or newer: pip install -U trl"
 
 
 class CheckpointEvery(TrainerCallback):
@@ -68,7 +67,8 @@ class _AdapterLinear(torch.autograd.Function):
             if scaling != 1:
                 down *= scaling
             y = down @ b.t()
-            y.addmm_(flat, _restored(weight, state, x.dtype).t())  # the sum costs nothing within the large product
+            full = dequantize_4bit(weight.view(-1, 1), state).to(x.dtype)  # it is stored as one column or one row
+            y.addmm_(flat, full.t())  # the sum costs nothing within the large product
         ctx.save_for_backward(flat, down, a, b, weight)
         ctx.state, ctx.scaling = state, scaling
         return y.view(*x.shape[:-1], -1)
@@ -83,22 +83,16 @@ class _AdapterLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = up @ a
-            grad_x.addmm_(g, _restored(weight, ctx.state, g.dtype))
+            grad_x.addmm_(g, dequantize_4bit(weight.view(-1, 1), ctx.state).to(g.dtype))
             grad_x = grad_x.view(*grad.shape[:-1], -1)
         return grad_x, None, None, up.t() @ flat, g.t() @ down, None
-
-
-def _restored(weight, state, dtype):
-    """The 4-bit weight as outputs x inputs in `dtype`; `weight` is stored as one column or one row."""
-    return bnb.functional.dequantize_4bit(weight.view(-1, 1), state).to(dtype)
 
 
 def liger(model) -> None:
     """Liger's fused RMSNorm, SwiGLU and rotary embedding on a (PEFT) model of the Llama architecture.
 
     They are patched in transformers itself, too, for every Llama that this process builds afterwards. The fused loss is
-    apart (`liger_loss`), because trl replaces the model's forward when the trainer is built. Look for the kernels'
-    names in a profile before you believe that they run.
+    apart (`liger_loss`), because trl replaces the model's forward when the trainer is built.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
@@ -118,9 +112,8 @@ def attend_by_row(model) -> None:
     """Let the rows of a pack attend each by itself, so that nothing is computed between them.
 
     Memory-efficient attention takes a pack as one square of tokens x tokens and computes what the mask then hides. Here
-    each row is a causal square of its own, one call of torch's attention for each. For trainers with `packing=True` or
-    `padding_free=True`: trl's batches then carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded
-    rows goes as before.
+    each row is a causal square of its own, one call of torch's attention. For trainers with packing or padding_free,
+    whose batches carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded rows goes as before.
 
     Raises:
         Stop: at the first step, a pack without its rows' ends.
@@ -135,17 +128,14 @@ def _row_lengths(module, args, kwargs):
     """Read the rows' lengths back from the GPU once, not in every layer."""
     if (ends := kwargs.get("cu_seq_lens_q")) is not None:
         return args, kwargs | {"row_lengths": ends.diff().tolist()}
-    positions = kwargs.get("position_ids")
-    unmasked = positions is not None and kwargs.get("attention_mask") is None
-    if unmasked and ((positions == 0).sum(-1) > 1).any():
-        told = "This pack does not say where its rows end, so they would attend to each other's square, slowly"
-        raise Stop(f"{told}. Install trl 1.16 or newer: pip install -U trl")
+    positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    if positions is not None and (mask is None or mask.all()) and ((positions == 0).sum(-1) > 1).any():
+        raise Stop(NO_ENDS)
 
 
 def _attention_by_row(module, query, key, value, attention_mask, *args, row_lengths=None, **kwargs):
     """transformers' attention function; query, key, value are 1 x heads x tokens x head size where there are rows."""
-    attend = sdpa_attention_forward
     if row_lengths is None:
-        return attend(module, query, key, value, attention_mask, *args, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
     rows = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([attend(module, *row, None, *args, **kwargs)[0] for row in rows], dim=1), None
+    return torch.cat([sdpa_attention_forward(module, *row, None, *args, **kwargs)[0] for row in rows], dim=1), None

@@ -4,7 +4,10 @@ import base64
 import io
 import os
 import time
+from datetime import timedelta
 
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib.figure import Figure
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.notebook import NotebookProgressCallback
@@ -20,14 +23,10 @@ class LiveLoss(TrainerCallback):
     """Loss and gradient norm against step, with the time left: a picture in a notebook, lines in a terminal.
 
     Under `make run` (QLORA_PROGRESS_LINES) both: the lines are for the terminal, the picture stays in the notebook.
-
     The picture's text form is constant, so that a notebook's stored outputs can be compared.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        from IPython import get_ipython
-        from IPython.display import display
-
         self.start, self.first_step = time.monotonic(), state.global_step
         self.first_tokens = state.num_input_tokens_seen
         self.lines = "QLORA_PROGRESS_LINES" in os.environ or get_ipython() is None
@@ -45,9 +44,9 @@ class LiveLoss(TrainerCallback):
         passed, done = time.monotonic() - self.start, state.global_step - self.first_step
         if not done:
             return f"step {state.global_step} of {state.max_steps}"
-        left = passed / done * (state.max_steps - state.global_step)
+        clock = [timedelta(seconds=round(s)) for s in (passed, passed / done * (state.max_steps - state.global_step))]
         rate = (state.num_input_tokens_seen - self.first_tokens) / passed
-        status = f"step {state.global_step} of {state.max_steps}, {_clock(passed)} passed, {_clock(left)} left"
+        status = f"step {state.global_step} of {state.max_steps}, {clock[0]} passed, {clock[1]} left"
         status += f", {rate:,.0f} tokens/s" if rate else ""
         return f"{status}, peak {hardware.peak():.1f} GiB" if hardware.peak() else status
 
@@ -64,15 +63,9 @@ class LiveLoss(TrainerCallback):
                 axes.plot(*zip(*points, strict=True), color=color, label=label, marker=marker)
         if any("eval_loss" in entry for entry in state.log_history):
             losses.legend()
-        losses.set(xlim=(0, state.max_steps), ylabel="loss (nats a token)", title=self._status(state))
-        norms.set(xlabel="step", ylabel="grad norm")
-        for axes in (losses, norms):
-            axes.set_ylim(bottom=0)
+        title = self._status(state)
+        losses.set(xlim=(0, state.max_steps), ylim=(0, None), ylabel="loss (nats a token)", title=title)
+        norms.set(ylim=(0, None), xlabel="step", ylabel="grad norm")
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=100)
         return {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": "[training loss, live]"}
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"

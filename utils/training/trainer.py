@@ -5,64 +5,68 @@ of the rows, and the main one alone writes and prints.
 """
 
 import hashlib
+import json
 import tempfile
-from array import array
-from collections.abc import Sequence
 from dataclasses import asdict
 from math import ceil
 
 import torch
-from peft import PeftModel
-from transformers import LlamaForCausalLM, TrainerCallback
+import transformers
+from bitsandbytes.optim import GlobalOptimManager
 from trl import SFTConfig, SFTTrainer
 
 from utils import hardware
 from utils.models import loading
 from utils.presets import Recipe
 from utils.runtime import Stop, versions
-from utils.training import guards, progress
+from utils.training import guards, levers, progress
 from utils.training.checkpoints import Checkpoints
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints that are whole, and on a CPU the same loss from the labelled positions alone.
-
-    trl 1.16 does the latter only where Triton runs. Elsewhere it scores every position of the batch, prompt and padding
-    included, and then masks them: a quarter of the time of a run on two cores.
-    """
+class Whole:
+    """What `run` needs of a trl trainer, put before it in a class's bases: a checkpoint that is whole or not there."""
 
     recipe: Recipe
-    identity: dict  # what decides the result of the run, for `Checkpoints.claim`
+    settings: dict  # in which the run differs from what its recipe says
     checkpoints: Checkpoints | None = None
-    fused_loss = False  # the model itself returns the loss (levers.liger_loss)
 
     def _save_checkpoint(self, model, trial):
         folder = self.args.output_dir
         with self.checkpoints.saving(self.state.global_step) as unfinished:
             self.args.output_dir = str(unfinished)
-            try:
-                super()._save_checkpoint(model, trial)
+            try:  # not trl's method, which adds a model card: nobody publishes a checkpoint
+                transformers.Trainer._save_checkpoint(self, model, trial)
             finally:
                 self.args.output_dir = folder
 
-    def create_model_card(self, *arguments, **named):
-        pass  # it would be written beside each checkpoint, and nobody publishes those
+
+class Trainer(Whole, SFTTrainer):
+    """SFTTrainer, which on a CPU computes the same loss from the labelled positions alone.
+
+    trl 1.16 does so only where Triton runs. Elsewhere it scores every position of the batch, prompt and padding
+    included, and then masks them: a quarter of the time of a run on two cores.
+    """
+
+    fused_loss = False  # the model itself returns the loss (levers.liger_loss)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.fused_loss:
             # With the number of labels Liger sums and divides once, in fp32. Its mean would divide before the 16-bit
             # gradient is stored, and small gradients would be lost.
-            inputs = {k: v for k, v in inputs.items() if k != "use_cache"}
-            output = model(**inputs, use_cache=False, num_items_in_batch=num_items_in_batch)
-            return (output.loss, output) if return_outputs else output.loss
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits), and
-        # several processes share gradients in the wrapped model's own forward.
-        if return_outputs or not isinstance(base, LlamaForCausalLM) or model.device.type != "cpu":
+            output = model(**inputs | {"use_cache": False}, num_items_in_batch=num_items_in_batch)
+            # The labels of all processes were counted, and their gradients will be averaged.
+            loss = output.loss * (1 if num_items_in_batch is None else self.accelerator.num_processes)
+            return (loss, output) if return_outputs else loss
+        base = loading.bare(model)
+        # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
+        # Autocast, and the sum of several processes' gradients, are in the forward of the wrapped model.
+        plain = isinstance(base, transformers.LlamaForCausalLM) and not (self.args.fp16 or self.args.bf16)
+        if return_outputs or not plain or model.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:]
         scored = labels != -100
-        hidden = base.model(inputs["input_ids"], inputs["attention_mask"], use_cache=False).last_hidden_state
+        given = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
+        hidden = base.model(**given).last_hidden_state
         logits = base.lm_head(hidden[:, :-1][scored]).float()
         summed = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
         items = scored.sum() if num_items_in_batch is None else num_items_in_batch
@@ -77,8 +81,8 @@ def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evalu
         evaluate: compute the loss on held-out rows ten times.
     """
     dtype = hardware.compute_dtype(hardware.capability())
-    an_epoch = ceil(rows / (recipe.batch_size * recipe.accumulation * hardware.processes()))
-    steps = min(recipe.steps, recipe.epochs * an_epoch)
+    a_step = recipe.batch_size * recipe.accumulation * hardware.processes()
+    steps = min(recipe.steps, recipe.epochs * ceil(rows / a_step))
     logging_steps = max(1, steps // 40)
     return SFTConfig(
         output_dir=folder,
@@ -113,61 +117,54 @@ def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evalu
     )
 
 
-def build(
-    model,
-    tokenizer,
-    encoded,
-    recipe: Recipe,
-    held_out=None,
-    checkpoints: Checkpoints | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    **settings,
-) -> Trainer:
-    """The trainer of a run on encoded rows; the adapter of `model` is what it trains, in fp32.
+def build(model, tokenizer, encoded, recipe: Recipe, held_out=None, checkpoints=None, callbacks=(), **settings):
+    """A `Trainer` for a run on encoded rows; the adapter of `model` is what it trains, in fp32.
 
     Args:
         held_out: encoded rows whose loss is computed ten times on the way.
-        checkpoints: where the run is saved every so many steps; what is there of this run already is not done again.
+        checkpoints: `Checkpoints`, where the run is saved; what is there of this run already is not done again.
         callbacks: more of transformers' callbacks.
         settings: fields of SFTConfig that are to differ from `arguments`.
 
     Raises:
-        Stop: nothing to train, or no rows.
+        Stop: nothing to train, no rows, or packs that do not say where their rows end.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
-    scratch = tempfile.TemporaryDirectory()  # the trainer wants a folder; checkpoints have places of their own
-    args = arguments(recipe, len(encoded), scratch.name, checkpoints.every if checkpoints else 0, held_out is not None)
-    if hardware.processes() > 1:
-        settings["ddp_find_unused_parameters"] = False  # every adapter is used; transformers does not know a PeftModel
-    for name, value in settings.items():
-        setattr(args, name, value)
-    trainer = Trainer(model, args, train_dataset=encoded, eval_dataset=held_out, processing_class=tokenizer)
-    trainer.recipe, trainer.checkpoints, trainer.scratch = recipe, checkpoints, scratch
-    trainer.identity = _identity(model, encoded, recipe)
-    for callback in progress.NOISY:
-        trainer.remove_callback(callback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
+    # The trainer makes its folder at once, and never uses it: checkpoints have places of their own.
+    with guards.explained(recipe), tempfile.TemporaryDirectory() as folder:
+        args = arguments(recipe, len(encoded), folder, checkpoints.every if checkpoints else 0, held_out is not None)
+        args.ddp_find_unused_parameters = False  # every adapter is used; transformers does not know a PeftModel
+        args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU, however many there are: trl refuses DataParallel
+        for name, value in settings.items():
+            if not hasattr(args, name):
+                raise TypeError(f"SFTConfig has no {name}")
+            setattr(args, name, value)
+        rows = {"train_dataset": encoded, "eval_dataset": held_out}
+        trainer = Trainer(model, args, **rows, processing_class=tokenizer, callbacks=list(callbacks))
+    trainer.recipe, trainer.settings, trainer.checkpoints = recipe, settings, checkpoints
     # The trainer has rounded the adapter to bf16, which a T4 cannot train and which resumes inexactly.
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if name in before:
             parameter.data = before[name].float()
+    if args.packing or args.padding_free:
+        given = {*encoded[0], *trainer.data_collator([encoded[0]])}
+        if "cu_seq_lens_q" not in given or (args.packing and "seq_lengths" not in given):
+            raise Stop(levers.NO_ENDS)
     return trainer
 
 
-def run(trainer: Trainer, live: bool = True) -> list[dict]:
+def run(trainer: Whole, live: bool = True) -> list[dict]:
     """Train what `trainer` was built for, in place; a live picture shows the loss unless `live` is False.
 
     The stop button ends the training after the step under way and keeps what has been learned; pressed again, at once.
     `model.trained_steps` counts the steps that the adapter has had, over all calls.
 
     Returns:
-        the log: a list of dicts with step, loss, grad_norm, learning_rate, num_input_tokens_seen, and eval_loss where
-        it was computed.
+        the log: dicts with step, loss, grad_norm, learning_rate, num_input_tokens_seen; and eval_loss, where computed.
 
     Raises:
         Stop: rows that cannot be read any more, a loss that is not finite, a gradient of zero, memory or disk full,
@@ -175,15 +172,16 @@ def run(trainer: Trainer, live: bool = True) -> list[dict]:
     """
     model, checkpoints = trainer.model, trainer.checkpoints
     latest, interrupt = None, guards.Interrupt(save=checkpoints is not None)
+    for callback in progress.NOISY:
+        trainer.remove_callback(callback)
     for callback in (guards.Guard(), interrupt, *([progress.LiveLoss()] if live and hardware.is_main() else [])):
         trainer.add_callback(callback)
-    with guards.explained(trainer.recipe):
+    with guards.explained(trainer.recipe), interrupt:
         if checkpoints:
-            checkpoints.claim(trainer.identity)
+            checkpoints.claim(identity(trainer))
             latest = checkpoints.latest()
         try:
-            with interrupt:
-                trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         finally:
             clear(model)
     done = trainer.state.global_step
@@ -193,7 +191,9 @@ def run(trainer: Trainer, live: bool = True) -> list[dict]:
     # A checkpoint holds the whole adapter, so the steps of an earlier part of this run are not counted twice.
     model.trained_steps = done if latest else getattr(model, "trained_steps", 0) + done
     model.eval()
-    return log_of(trainer.state.log_history)
+    history = trainer.state.log_history
+    evaluated = {entry["step"]: {"eval_loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry}
+    return [entry | evaluated.get(entry["step"], {}) for entry in history if "loss" in entry]
 
 
 def train(model, tokenizer, encoded, recipe: Recipe, live: bool = True, **more) -> list[dict]:
@@ -201,32 +201,24 @@ def train(model, tokenizer, encoded, recipe: Recipe, live: bool = True, **more) 
     return run(build(model, tokenizer, encoded, recipe, **more), live)
 
 
-def log_of(history: list[dict]) -> list[dict]:
-    """The trainer's `log_history` as one dict a logged step; held-out losses stand beside the training loss."""
-    evaluated = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    entries = [entry for entry in history if "loss" in entry]
-    return [e | {"eval_loss": evaluated[e["step"]]} if e["step"] in evaluated else e for e in entries]
+def identity(trainer: Whole) -> dict:
+    """What decides the result of a run, for `Checkpoints.claim`."""
+    model, tokens = trainer.model, hashlib.sha256()
+    for row in trainer.train_dataset:
+        tokens.update(json.dumps(row, sort_keys=True).encode())
+    return {
+        "base": {"name": model.config._name_or_path, "fingerprint": loading.fingerprint(model)},
+        "data": {"rows": len(trainer.train_dataset), "tokens": tokens.hexdigest()[:12]},
+        "recipe": asdict(trainer.recipe) | trainer.settings | {"processes": hardware.processes()},
+        "versions": versions(),
+    }
 
 
 def clear(model) -> None:
     """Take back what a trainer leaves on a model and in the process, so that the next run starts as the first did."""
-    from bitsandbytes.optim import GlobalOptimManager
-
     # accelerate does not prepare a model twice: the next trainer would compute without autocast.
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         model.__dict__.pop(name, None)
     model.zero_grad(set_to_none=True)
     # For an 8-bit optimizer transformers enters the embedding in a list of the process, which would keep it alive.
     GlobalOptimManager.get_instance().initialize()
-
-
-def _identity(model, encoded, recipe: Recipe) -> dict:
-    tokens = hashlib.sha256()
-    for row in encoded:
-        tokens.update(array("q", row["input_ids"] + row["labels"]).tobytes())
-    return {
-        "base": {"name": model.config._name_or_path, "fingerprint": loading.fingerprint(model)},
-        "data": {"rows": len(encoded), "tokens": tokens.hexdigest()[:12]},
-        "recipe": asdict(recipe),
-        "versions": versions(),
-    }
