@@ -73,13 +73,6 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
-def allocated() -> float:
-    """GiB of tensors on the GPU now; 0 without one."""
-    import torch
-
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
-
-
 def peak() -> float:
     """Most GiB of tensors on the GPU since `reset_peak`; 0 without one."""
     import torch
@@ -87,12 +80,13 @@ def peak() -> float:
     return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
 
 
-def reset_peak() -> None:
-    """Let `peak` begin anew."""
+def reset_peak() -> float:
+    """Let `peak` begin anew, from what is held now: the GiB that are returned."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    return peak()
 
 
 def process_peak() -> float:

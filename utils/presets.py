@@ -38,7 +38,7 @@ class Profile:
 
 PROFILES = {
     "pocket": Profile(
-        name="pocket",
+        "pocket",
         base=str(ROOT / "data" / "pocket-llama"),
         data=str(ROOT / "data" / "almanac" / "train.jsonl"),
         recipe=Recipe(
@@ -53,7 +53,7 @@ PROFILES = {
         ),
     ),
     "llama-2-7b": Profile(
-        name="llama-2-7b",
+        "llama-2-7b",
         base="NousResearch/Llama-2-7b-hf",
         data="mlabonne/mini-platypus",
         recipe=Recipe(

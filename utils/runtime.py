@@ -137,10 +137,7 @@ def _muted(record: logging.LogRecord) -> bool:
 
 
 def bootstrap() -> None:
-    """Make this kernel ready and print the versions that matter. May be run any number of times.
-
-    In Colab: installs what requirements.txt asks of Colab and Colab lacks (never torch), and removes a torchao that
-    breaks peft. Elsewhere nothing is changed.
+    """Make this kernel ready and print the versions that matter; in Colab, `mend` what is installed. May be run again.
 
     Raises:
         Stop: a package is missing (elsewhere), pip failed or the kernel holds packages that were replaced (Colab).
@@ -204,10 +201,9 @@ def unmet(requirements: Iterable, have: Mapping[str, str]) -> list:
 
 
 def to_install(requirements: Iterable, have: Mapping[str, str]) -> list[str]:
-    """Arguments for `pip install` on Colab: what is lacking, with the torch that is there held as it is.
+    """Arguments for `pip install` on Colab: what is lacking (perhaps nothing), with the torch that is there held.
 
-    Colab's torch, torchvision and torchaudio are built for each other and for its driver: replacing torch alone
-    ends in `operator torchvision::nms does not exist`. An empty list: nothing to do.
+    Its torch and torchvision are built for each other: torch alone replaced, `torchvision::nms does not exist`.
     """
     lacking = [str(r) for r in unmet(requirements, have) if r.name != "torch"]
     return [*lacking, f"torch=={have['torch']}"] if lacking and "torch" in have else lacking
@@ -223,8 +219,8 @@ def to_remove(have: Mapping[str, str]) -> list[str]:
 def outdated(before: Mapping[str, str], after: Mapping[str, str], loaded: Iterable[str]) -> list[str]:
     """Packages that changed on disk between `before` and `after` while this kernel holds the old ones.
 
-    `loaded` is `sys.modules`. Counted are replaced or removed packages that are imported; and, since transformers
-    and peft remember which packages they found, any change once one of these two is imported.
+    Those that are `loaded` (sys.modules); and, since transformers and peft remember which packages they found, any
+    change once one of these two is.
     """
     loaded = set(loaded)
     changed = {n for n in {*before, *after} if before.get(n) != after.get(n)}

@@ -80,11 +80,8 @@ def folder_of(made_by: dict, kind: str = "adapters") -> Path:
 def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bool = False):
     """Base with adapter, for use and not for training, and the tokenizer.
 
-    Args:
-        adapter: a folder that `save` or peft wrote, or a Hub name.
-        base: where the base is, if not where the adapter says.
-        four_bit: see `loading.load_base`.
-        renamed: the base is the right one under another name.
+    `adapter` is a folder that `save` or peft wrote, or a Hub name; `base` says where the base is, if not where the
+    adapter says; `renamed` says that it is the right one under another name.
 
     Raises:
         Stop: no such adapter, no such base, or a base that the adapter was not made for.

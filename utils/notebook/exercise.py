@@ -1,7 +1,6 @@
 """Exercises that check themselves.
 
-The chapter ships unanswered, so its check prints that it is your turn. The solutions notebook holds the same cells with
-the answer filled in and `strict=True`: there anything but a right answer raises.
+A chapter ships unanswered; its solutions notebook has the same cells with the answer filled in and `strict=True`.
 """
 
 import math
@@ -13,8 +12,7 @@ def check(name: str, answer, right, hint: str, strict: bool = False) -> None:
 
     Args:
         answer: the learner's answer; None means not tried yet.
-        right: the expected value, or a function of the answer that is true for a right one. Numbers are equal when
-            they agree to one part in a thousand, so that a rounded answer counts.
+        right: the expected value (numbers agree to one part in a thousand), or a function that is true for it.
         hint: what to look at again, shown beside a wrong answer.
         strict: for solutions notebooks; anything but a right answer raises.
 

@@ -3,9 +3,8 @@
     DATA=my.csv BASE=folder-or-hub-name python -m utils.notebook.headless
 
 Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
-names, or a Hub name), BASE (a folder or a Hub name), SEED (a whole number). Each becomes the parameter of the same name
-in the notebook's cell tagged `parameters`; what is not given keeps the value written there. What the notebook's cell
-tagged `summary` prints is said at the end.
+names, or a Hub name), BASE (a folder or a Hub name), SEED (a whole number). Each replaces the value in the notebook's
+cell tagged `parameters`. What its cell tagged `summary` prints is said at the end.
 """
 
 import logging
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from utils import runtime
 from utils.data import sources
-from utils.runtime import Stop
+from utils.runtime import Stop, shown
 
 NOTEBOOK = runtime.ROOT / "notebooks" / "00_start_here.ipynb"
 
@@ -72,20 +71,20 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
         )
     except papermill.PapermillExecutionError as error:
         name = "" if error.ename == "Stop" else f"{error.ename}: "
-        raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {_typed(executed)}") from None
+        raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {shown(executed)}") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks just cut off would each report it at exit
-        raise Stop(f"interrupted.\nThe notebook up to there: {_typed(executed)}") from None
+        raise Stop(f"interrupted.\nThe notebook up to there: {shown(executed)}") from None
 
     page = executed.with_suffix(".html")
     page.write_text(HTMLExporter().from_notebook_node(made)[0], encoding="utf-8")
     told = [cell for cell in made.cells if "summary" in cell.metadata.get("tags", [])]
     lines = "".join(output.get("text", "") for cell in told for output in cell.outputs).splitlines()
-    return [*lines, f"notebook  {_typed(executed)}", f"page      {_typed(page)}"]
+    return [*lines, f"notebook  {shown(executed)}", f"page      {shown(page)}"]
 
 
 class _Terminal:
-    """Takes what the notebook prints, and shows above papermill's bar what rows were kept and how training goes."""
+    """Of what the notebook prints, shows what rows were kept and how training goes, above papermill's bar."""
 
     def write(self, text: str) -> None:
         from tqdm import tqdm
@@ -98,18 +97,13 @@ class _Terminal:
         pass
 
 
-def _typed(path: Path) -> str:
-    """`path` as one would type it: from the current folder when it lies below it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def main() -> int:
     """Run notebook 00 with the settings of the environment. Returns the exit status."""
     os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
     try:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
         print("\n".join(["", *run(NOTEBOOK, given, runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))]))
-    except (Stop, KeyboardInterrupt) as stop:  # interrupted before the notebook began, or while its page was written
+    except (Stop, KeyboardInterrupt) as stop:
         print(f"\nStop: {stop or 'interrupted.'}", file=sys.stderr)
         return 1
     return 0

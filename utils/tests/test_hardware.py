@@ -64,4 +64,4 @@ def test_a_process_uses_the_gpu_of_its_local_rank(monkeypatch):
 
 def test_memory_of_the_process_is_known():
     assert 0.01 < hardware.process_peak() < 1000
-    assert hardware.allocated() == hardware.peak() == 0  # no GPU here
+    assert hardware.reset_peak() == hardware.peak() == 0  # no GPU here

@@ -49,7 +49,7 @@ class Bench:
     def model(self, setting: Setting):
         """A fresh model. What earlier ones left on the GPU, which should be nothing, goes into the record."""
         hardware.free()
-        self.figures["left_over_gib"].append(hardware.allocated())
+        self.figures["left_over_gib"].append(hardware.reset_peak())
         with patch.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in REPLACED_BY_LIGER}):  # put back
             yield measure.build(self.config, self.recipe, setting)
 
@@ -105,11 +105,13 @@ class Bench:
         try:
             found = measure.run(model, self.tokenizer, encoded, recipe, setting, steps, **more)
         except Exception as error:  # what cannot be measured here does not end the rest
-            full = "memory is full" in str(error) or "out of memory" in str(error).lower()
-            found = "memory" if full else public(error)
-            traceback.print_exc(limit=-5)
-            if not self.gpu:
+            found = public(error)
+            if "memory is full" in found or "out of memory" in found.lower():
+                found = "memory"
+            elif not self.gpu:
                 raise
+            else:
+                traceback.print_exc(limit=-5)
         measure.clear(model)  # here, where no traceback keeps the tensors of the failed run
         return found
 

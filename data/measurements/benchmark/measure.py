@@ -133,7 +133,7 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
     """
     watch = Watch(*steps, gradients)
     recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = hardware.allocated()
+    resident = hardware.reset_peak()
     callbacks = [watch, *([levers.CheckpointEvery(setting.checkpoint)] if isinstance(setting.checkpoint, int) else [])]
     arguments |= {"activation_offloading": setting.checkpoint == "offload", "packing": setting.packed}
     made = trainer.build(model, tokenizer, encoded, recipe, callbacks=callbacks, **arguments)

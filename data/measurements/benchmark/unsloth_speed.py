@@ -69,7 +69,7 @@ def step(model, tokenizer, checkpointing, batch: int, length: int) -> dict:
     rows = random_rows([length] * (batch * watch.steps), model.config.vocab_size).remove_columns("labels")
     trainer = trl.SFTTrainer(model, args, processing_class=tokenizer, train_dataset=rows, callbacks=[watch])
     first_b = next(p for n, p in model.named_parameters() if "lora_B" in n)
-    b_before, resident = first_b.detach().cpu(), hardware.allocated()
+    b_before, resident = first_b.detach().cpu(), hardware.reset_peak()
     try:
         trainer.train()
     finally:

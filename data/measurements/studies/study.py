@@ -54,9 +54,9 @@ def chapter(name: str, until: str = "", **parameters) -> dict:
         parameters: replace those of the notebook's cell tagged `parameters`.
     """
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    names, stopped = {"__name__": name}, not until
+    names, stopped = {"__name__": name, "display": lambda *shown, **how: None}, not until
     os.chdir(ROOT / "notebooks")
-    for cell in cells:
+    for i, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             if until and any(line.startswith(until) for line in source.splitlines()):
@@ -64,7 +64,7 @@ def chapter(name: str, until: str = "", **parameters) -> dict:
                 break
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(source, f"<{name}>", "exec"), names)  # the chapter's own code
+            exec(compile(source, f"<{name}, cell {i}>", "exec"), names)  # the chapter's own code
         if "parameters" in cell["metadata"].get("tags", []):
             names |= parameters
     if not stopped:

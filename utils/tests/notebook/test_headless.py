@@ -79,7 +79,7 @@ def test_refused_before_anything_starts(tmp_path, rows, settings, reason, monkey
 
 
 def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
     source = notebook(tmp_path / "the course" / "00_start_here.ipynb", "import os; print('folder', os.getcwd())")
     before = source.read_bytes()
     folder = tmp_path / "out puts" / "runs" / "1"
