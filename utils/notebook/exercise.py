@@ -1,7 +1,4 @@
-"""Exercises that check themselves.
-
-A chapter ships unanswered; its solutions notebook has the same cells with the answer filled in and `strict=True`.
-"""
+"""Exercises that check themselves. A chapter ships unanswered, its solutions notebook answered and `strict`."""
 
 import math
 from collections.abc import Callable
