@@ -3,7 +3,6 @@
 import gc
 import runpy
 import sys
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -30,9 +29,7 @@ SETTINGS = [replace(parts.FAST, liger=False, checkpoint="none"), parts.USUAL]
 
 def large_tensors():
     gc.collect()
-    with warnings.catch_warnings():  # of old names in torch that gc meets
-        warnings.simplefilter("ignore")
-        return {id(o): tuple(o.shape) for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() > 10_000}
+    return {id(o): o.shape for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.numel() > 10_000}
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
@@ -40,19 +37,18 @@ def test_a_run_leaves_the_model_and_the_process_as_they_were(base, tokenizer, mo
     monkeypatch.setenv("QLORA_CAPABILITY", "8.0")  # bf16, so that autocast has something to do on a CPU, too
     config, before, seen = random_model.config(base), large_tensors(), []
     model = measure.build(config, RECIPE, setting)
-    layer = model.get_base_model().model.layers[0]
-    layer.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    first = model.get_base_model().model.layers[0]
+    first.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     for _ in range(2):
         found = measure.run(model, tokenizer, random_rows([32, 32], 384), RECIPE, setting, (1, 1, 0))
         measure.clear(model)
         assert found["steps"] == 2 and all(loss > 0 for loss in found["losses"]) and found["useful_tokens"] == [32, 32]
-        assert found["setting"] == setting.name and found["wall_ms"] > 0
         for module in (model, model.base_model, model.get_base_model()):
             assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & module.__dict__.keys()
         assert all(p.grad is None for p in model.parameters())
     assert seen and all(seen)  # accelerate does not prepare a model twice: the second run would be without autocast
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.cudnn_sdp_enabled()
-    del model, layer, module
+    del model, first, module
     assert not {i: shape for i, shape in large_tensors().items() if i not in before}
 
 
@@ -66,9 +62,7 @@ def command(monkeypatch, *arguments: str) -> int:
 
 def test_the_command_records_what_planning_reads(monkeypatch, tmp_path):
     assert command(monkeypatch, "rates", "--quick", "--out", str(tmp_path)) == 0
-    record = measurements.read("rates_cpu_quick", tmp_path)
-    assert record["command"] == "python data/measurements/benchmark rates --quick"
-    rates = record["figures"]["rates"]
+    rates = measurements.read("rates_cpu_quick", tmp_path)["figures"]["rates"]
     assert rates.keys() == measurements.read("memory_grid_7b")["figures"]["rates"].keys()
     assert all(part > 0 for part in seconds(random_model.config(POCKET.base), POCKET.recipe, rates).values())
     assert command(monkeypatch, "grid", "--out", str(tmp_path)) == 2  # without a GPU
@@ -76,8 +70,8 @@ def test_the_command_records_what_planning_reads(monkeypatch, tmp_path):
 
 def test_a_folder_of_random_weights_loads_like_a_real_one(monkeypatch, tmp_path):
     assert command(monkeypatch, "random_model", POCKET.base, str(tmp_path)) == 0
-    model, tokenizer = loading.load_base(str(tmp_path)), loading.load_tokenizer(str(tmp_path))
-    encoded, too_long = dataset.encode(tokenizer, dataset.read(tmp_path / "rows.jsonl"), 1024)
-    assert model.config.hidden_size == random_model.config(POCKET.base).hidden_size and not too_long
-    middle = sorted(len(row["input_ids"]) for row in encoded)[len(encoded) // 2]
-    assert abs(middle - 162) < 10  # as in notebook 09
+    loading.load_base(str(tmp_path))
+    tokenizer, rows = loading.load_tokenizer(str(tmp_path)), dataset.read(tmp_path / "rows.jsonl")
+    encoded, too_long = dataset.encode(tokenizer, rows, 1024)
+    middle = sorted(map(len, encoded["input_ids"]))[len(rows) // 2]
+    assert not too_long and abs(middle - 162) < 10  # as in notebook 09
