@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import symtable
 import sys
@@ -23,11 +22,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil  # comes with ipykernel
+
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # else only the cells in sight are on the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network, no question
 }
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 
 
 def missing() -> str:
@@ -37,15 +38,11 @@ def missing() -> str:
         import playwright.sync_api  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed"
-    return "" if _chromium() else "no Chromium is installed (Debian: apt-get install chromium)"
-
-
-def _chromium() -> str:
-    return next(filter(None, map(shutil.which, CHROMIUM)), "")
+    return "" if CHROMIUM else "no Chromium is installed (Debian: apt-get install chromium)"
 
 
 @contextlib.contextmanager
-def lab(root: Path, width: int = 1300, height: int = 1000) -> Iterator:
+def lab(root: Path) -> Iterator:
     """A browser page (playwright's Page) with `root` served by JupyterLab; `page.lab` is the server's address."""
     from playwright.sync_api import sync_playwright
 
@@ -54,19 +51,17 @@ def lab(root: Path, width: int = 1300, height: int = 1000) -> Iterator:
         address = stack.enter_context(_server(root, Path(own)))
         play = stack.enter_context(sync_playwright())
         arguments = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)
-        environment = {**os.environ, "HOME": own}
-        chromium = play.chromium.launch(executable_path=_chromium(), args=arguments, env=environment)
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=arguments, env={**os.environ, "HOME": own})
         stack.callback(chromium.close)
-        page = chromium.new_page(viewport={"width": width, "height": height})
+        page = chromium.new_page(viewport={"width": 1300, "height": 1000})
         page.lab = address
         yield page
 
 
 @contextlib.contextmanager
 def _server(root: Path, own: Path) -> Iterator[str]:
-    token = secrets.token_hex(16)
     folders = {f"JUPYTER_{kind}_DIR": str(own / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    settings = own / "settings"
+    token, settings = secrets.token_hex(16), own / "settings"
     for name, content in SETTINGS.items():
         path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
@@ -79,16 +74,20 @@ def _server(root: Path, own: Path) -> Iterator[str]:
     ]
     environment = {**os.environ, **folders, "HOME": str(own), "IPYTHONDIR": str(own / "ipython")}
     with open(own / "log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield _address(server, own, token)
     finally:
-        _end(server)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [server, *server.children(recursive=True)]
+            server.terminate()  # ends its kernels, too
+            for process in psutil.wait_procs(family, timeout=10)[1]:
+                process.kill()
 
 
-def _address(server, own: Path, token: str, seconds: float = 60) -> str:
+def _address(server, own: Path, token: str) -> str:
     """http://127.0.0.1:PORT/...?token=..., once it answers."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 60
     while time.monotonic() < until and server.poll() is None:
         for path in (own / "runtime").glob("jpserver-*.json"):
             with contextlib.suppress(ValueError, OSError):
@@ -97,32 +96,6 @@ def _address(server, own: Path, token: str, seconds: float = 60) -> str:
                 return f"{url}lab/tree/{{}}?token={token}"
         time.sleep(0.2)
     raise RuntimeError(f"JupyterLab did not start: {(own / 'log').read_text()[-2000:]}")
-
-
-def _end(server) -> None:
-    """End the server and whatever it has started (kernels have sessions of their own)."""
-    family = descendants(server.pid)
-    server.send_signal(signal.SIGTERM)  # ends its kernels, too
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(10)
-    for pid in [server.pid, *family]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    server.wait()
-
-
-def descendants(leader: int) -> list[int]:
-    """The processes that a process has started, and they in turn, as far as this system tells (Linux: /proc)."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):
-            pid, _, rest = path.read_text().partition(" (")
-            parents[int(pid)] = int(rest.rpartition(") ")[2].split()[1])
-    found, new = [], [leader]
-    while new:
-        new = [pid for pid, parent in parents.items() if parent in new]
-        found += new
-    return found
 
 
 def excerpt(notebook: Path, folder: Path, shows: str) -> Path:
@@ -159,12 +132,6 @@ def _names(scope: symtable.SymbolTable) -> tuple[set[str], set[str]]:
     return bound, read
 
 
-def started(page) -> None:
-    """Open JupyterLab itself, and wait until it stands."""
-    page.goto(page.lab.format(""))
-    page.wait_for_selector(".jp-Launcher", timeout=60_000)
-
-
 def open_notebook(page, path: str) -> None:
     """Open a notebook, given from the served folder, and wait for its kernel."""
     page.goto(page.lab.format(path))
@@ -179,18 +146,13 @@ ENDED = """() => {
 }"""
 
 
-def start_all(page) -> None:
-    """Run all cells: the menu's command."""
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-
-
-def run_all(page, seconds: float = 600) -> None:
-    """Run all cells and wait until each has its number.
+def run_all(page) -> None:
+    """Run all cells (the menu's command) and wait until each has its number.
 
     Raises:
         AssertionError: a cell failed.
     """
-    start_all(page)
-    ended = page.wait_for_function(ENDED, timeout=1000 * seconds, polling=250).json_value()
+    for name in ("Run", "Run All Cells"):
+        page.get_by_role("menuitem", name=name, exact=True).click()
+    ended = page.wait_for_function(ENDED, timeout=600_000, polling=250).json_value()
     assert ended == "all", ended
