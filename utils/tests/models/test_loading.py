@@ -60,9 +60,9 @@ def test_padding_is_unk_on_the_left_and_no_new_token(base, tokenizer):
     assert [mask[0] for mask in padded["attention_mask"]] == [0, 1]
 
 
-def test_a_padding_token_of_the_bases_own_stays(changed):
-    base = changed(edit("tokenizer_config.json", pad_token="</s>"))
-    assert loading.load_tokenizer(base).pad_token == "</s>"
+def test_a_padding_token_of_the_bases_own_stays_its_side_does_not(changed):
+    tokenizer = loading.load_tokenizer(changed(edit("tokenizer_config.json", pad_token="</s>", padding_side="right")))
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("</s>", "left")
 
 
 # The base.
@@ -133,11 +133,16 @@ def gradients(model, encoded) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_every_four_bit_layer_is_guarded(base, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # as on a CPU that has it
+    layers = four_bit_modules(loading.load_base(base)).values()
+    assert [module.support_avx512bf16_for_cpu for module in layers] == [False] * 14
+
+
 def test_an_answer_spoils_no_gradient_thanks_to_the_guard(stirred, tokenizer, encoded):
     from bitsandbytes.nn.modules import has_avx512bf16
 
     layers = list(four_bit_modules(stirred).values())
-    assert [module.support_avx512bf16_for_cpu for module in layers] == [False] * 14  # on any CPU
     before = gradients(stirred, encoded)
     generation.answer(stirred, tokenizer, tiny.ROWS[:2])
     after = gradients(stirred, encoded)
