@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import set_seed
 
+from utils import hardware
 from utils.models import loading
 from utils.presets import Recipe
 from utils.runtime import OUTPUTS, ROOT, Stop, is_hub_name, versions, whole
@@ -66,7 +67,7 @@ def made_by(model, recipe: Recipe, rows: list[dict], steps: int) -> dict:
     return {
         "base_fingerprint": loading.fingerprint(loading.bare(model)),
         "rows": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12],
-        "recipe": asdict(recipe),
+        "recipe": asdict(recipe) | ({"processes": n} if (n := hardware.processes()) > 1 else {}),
         "steps": steps,
         "versions": versions(),
     }

@@ -65,8 +65,7 @@ class Trainer(Whole, SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:]
         scored = labels != -100
-        given = {k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False}
-        hidden = base.model(**given).last_hidden_state
+        hidden = base.model(**{k: v for k, v in inputs.items() if k != "labels"} | {"use_cache": False})[0]
         logits = base.lm_head(hidden[:, :-1][scored]).float()
         summed = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="sum")
         items = scored.sum() if num_items_in_batch is None else num_items_in_batch
