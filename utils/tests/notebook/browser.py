@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import psutil  # comes with ipykernel
@@ -32,7 +33,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def missing() -> str:
-    """Why no browser can be used here, or ""."""
+    """Why the page cannot be looked at here, or ""."""
+    if metadata.version("ipywidgets") < "8":
+        return "JupyterLab 4 shows no widgets of ipywidgets 7, which Colab has: it has a front end of its own for them"
     try:
         import jupyterlab  # noqa: F401
         import playwright.sync_api  # noqa: F401

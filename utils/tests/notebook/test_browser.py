@@ -13,7 +13,7 @@ import pytest
 from utils import runtime
 from utils.tests.notebook import browser
 
-pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"no browser: {browser.missing()}")
+pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
 NOTEBOOK = runtime.ROOT / "notebooks" / "06_inference.ipynb"
 REDRAWN = """old => {
