@@ -6,10 +6,13 @@ Memory is in GiB throughout: of the GPU by torch's count, of this process by the
 import gc
 import os
 import sys
+from functools import cache
+from importlib.util import find_spec
 
 from utils.runtime import Stop
 
 GIB = 2**30
+T4_GIB = 14.12  # for torch's tensors, of the 14.5 that a program in Colab has
 
 
 def capability() -> tuple[int, int] | None:
@@ -35,6 +38,39 @@ def compute_dtype(capability: tuple[int, int] | None):
     if capability is None:
         return torch.float32
     return torch.float16 if capability < (8, 0) else torch.bfloat16
+
+
+def follow_rules() -> None:
+    """With QLORA_CAPABILITY below 8.0, hold a larger GPU to the rules of a T4 (its dtype follows anyway).
+
+    A T4 has memory-efficient attention alone, and 14.12 GiB for torch.
+    """
+    import torch
+
+    if os.environ.get("QLORA_CAPABILITY") and capability() < (8, 0) and torch.cuda.is_available():
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB * GIB / total))
+
+
+def memory() -> float:
+    """GiB of the GPU that a program can have, CUDA's own 0.3 among them; a T4's, where its rules are forced."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    ours = (free + torch.cuda.memory_reserved()) / GIB + 0.3
+    return min(ours, total / GIB, T4_GIB + 0.4 if os.environ.get("QLORA_CAPABILITY") == "7.5" else ours)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether kernels written in Triton run here: on Nvidia's GPUs from capability 7.0 on."""
+    import torch
+
+    return (
+        torch.cuda.is_available() and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
+    )
 
 
 def device():

@@ -11,19 +11,34 @@ from utils.runtime import ROOT, Stop
 class Recipe:
     """How an adapter is trained. Field names are those of peft's LoraConfig and trl's SFTConfig."""
 
-    steps: int  # optimizer steps, at most
-    epochs: int  # passes over the data, at most: a small file of one's own is not read a hundred times
+    epochs: int  # passes over the data
     batch_size: int  # rows a forward pass
-    accumulation: int  # forward passes an optimizer step
+    accumulation: int  # forward passes an optimizer step: it takes batch_size x accumulation rows
     learning_rate: float
     max_length: int  # tokens a row, prompt and completion together
-    gradient_checkpointing: bool  # recompute activations: less memory, about a third more time
     optimizer: str  # a name of transformers' OptimizerNames
+    steps: int = 0  # optimizer steps, at most; 0: as many as the epochs take
+    pack_length: int = 0  # tokens of a pack, which a forward pass then takes in place of a batch; 0: no packs
+    gradient_checkpointing: int = 0  # recompute activations: of no layer, of every one (1), of every n-th (n)
     rank: int = 16
     lora_alpha: int = 16
     warmup_steps: int = 10
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a forward pass, at most, padding included."""
+        return self.pack_length or self.batch_size * self.max_length
+
+    def read_whole(self, rows: int, epochs: int = 0) -> "Recipe":
+        """This recipe without a limit of steps, for a file of one's own: every row is read as often as any other.
+
+        `epochs` says how often. If it does not: as the recipe does, or, where that would take more than its limit of
+        steps, as often as comes near to the limit, and at least once.
+        """
+        near = round(self.steps * self.batch_size * self.accumulation / max(rows, 1)) or 1
+        return replace(self, epochs=epochs or (min(self.epochs, near) if self.steps else self.epochs), steps=0)
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,13 @@ PROFILES = {
         base=str(ROOT / "data" / "pocket-llama"),
         data=str(ROOT / "data" / "almanac" / "train.jsonl"),
         recipe=Recipe(
-            steps=180,
             epochs=10,
             batch_size=32,
             accumulation=1,
             learning_rate=4e-3,
             max_length=512,
-            gradient_checkpointing=False,
             optimizer="adamw_torch",
+            steps=180,
         ),
     ),
     "llama-2-7b": Profile(
@@ -57,14 +71,13 @@ PROFILES = {
         base="NousResearch/Llama-2-7b-hf",
         data="mlabonne/mini-platypus",
         recipe=Recipe(
-            steps=120,
             epochs=3,
-            batch_size=1,  # batch, accumulation and checkpointing are what planning chooses for a T4 (notebook 09)
+            batch_size=1,
             accumulation=16,
             learning_rate=2e-4,
             max_length=1024,
-            gradient_checkpointing=False,
             optimizer="paged_adamw_8bit",
+            pack_length=2048,  # a T4 has room for it with nothing recomputed; utils.planning.fit chooses for your card
         ),
     ),
 }

@@ -41,6 +41,7 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     Raises:
         Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
     """
+    hardware.follow_rules()
     dtype = hardware.compute_dtype(hardware.capability())
     model = explained(
         AutoModelForCausalLM.from_pretrained,

@@ -104,23 +104,22 @@ def saved(config, rank: int, tokens: int, levers: Levers = OURS) -> int:
     return tokens * (norms + inputs + attention + mlp + narrow) + casts
 
 
-def recomputed(recompute: str | int, layer: int) -> bool:
-    """Whether the backward pass computes this layer again."""
-    return recompute in ("all", "offload") or (isinstance(recompute, int) and layer % recompute == 0)
+def recomputed(recompute: int, layer: int) -> bool:
+    """Whether the backward pass computes this layer again: of n, every n-th; of 0, none."""
+    return recompute > 0 and layer % recompute == 0
 
 
-def at_peak(config, recipe: Recipe, recompute: str | int = "", levers: Levers = OURS) -> dict[str, int]:
+def at_peak(config, recipe: Recipe, levers: Levers = OURS, offload: bool = False) -> dict[str, int]:
     """Bytes by kind at the moment of the peak of a step; their sum is torch's peak, without what lies in pages.
 
     Args:
-        recompute: "none", "all", "offload" (layers' inputs go to the host), or n: every n-th layer is recomputed.
-            Default: as the recipe says.
+        offload: every layer is recomputed, and what it needs for that, its input, goes to the host meanwhile.
 
     The backward pass is walked from the last layer to the first: what layers kept becomes less, gradients become more,
     and the layer at work holds what it computed again, one weight in `element` bytes, and two gradients.
     """
-    recompute, element = recompute or ("all" if recipe.gradient_checkpointing else "none"), levers.element
-    layers, tokens = config.num_hidden_layers, recipe.batch_size * recipe.max_length
+    recompute, element = 1 if offload else recipe.gradient_checkpointing, levers.element
+    layers, tokens = config.num_hidden_layers, recipe.tokens
     wide = 4 if levers.upcast else element
     sizes = adapter(config, recipe.rank)
     moments = optimizer(sizes, recipe.optimizer)
@@ -132,7 +131,7 @@ def at_peak(config, recipe: Recipe, recompute: str | int = "", levers: Levers = 
     if wide != element:
         at_work += tokens * (outputs * element + inputs * wide)  # and each in the other dtype
     again = [recomputed(recompute, i) for i in range(layers)]
-    stays = 0 if recompute == "offload" else entrance
+    stays = 0 if offload else entrance
     kept = [stays if a else whole for a in again]
     steps = []  # (activations kept, those of the layer at work, gradients, what else it needs)
     for i in range(layers):

@@ -39,6 +39,7 @@ def build(config, four_bit: bool = True, double_quant: bool = True, device=None,
         double_quant: absmax in 8 bits with a second level; False keeps them in fp32.
         device, dtype: default to the GPU if there is one, and to this machine's compute dtype.
     """
+    hardware.follow_rules()
     device = torch.device(device or hardware.device())
     dtype = dtype or hardware.compute_dtype(hardware.capability())
     with torch.device("meta"):

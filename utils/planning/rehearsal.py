@@ -5,7 +5,7 @@ these.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,10 @@ from transformers import TrainerCallback
 from utils import hardware
 from utils.models import adapters
 from utils.planning import random_model
+from utils.planning.fit import clock
 from utils.presets import Recipe
 from utils.runtime import Stop
-from utils.training import guards, levers, trainer
+from utils.training import guards, trainer
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,6 @@ class Rehearsal:
         step = f"a step        {np.mean(self.wall_s):.2f} s by the clock"
         run = f"{self.steps} steps     {whole} (95 %: {low} to {high})"
         return "\n".join([f"peak memory   {self.peak_gib:.2f} GiB", step, run])
-
-
-def clock(seconds: float) -> str:
-    """Seconds, as a person would say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Watch(TrainerCallback):
@@ -85,33 +79,21 @@ def random_rows(lengths: Sequence[int], vocabulary: int) -> Dataset:
     return Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
 
 
-def rehearse(
-    target: str,
-    tokenizer,
-    lengths: Sequence[int],
-    recipe: Recipe,
-    recompute: str | int = "",
-    changes: Sequence[Callable] = (),
-) -> Rehearsal:
+def rehearse(target: str, tokenizer, lengths: Sequence[int], recipe: Recipe) -> Rehearsal:
     """Train `target`'s shape for ten steps with `recipe`: two to warm up, eight by the clock.
 
     Args:
         target: a name of `random_model.SHAPES`, or a folder or Hub name with a config.json.
         lengths: tokens of each row of the data; as many as ten steps take are drawn, and the longest is among them.
-        recompute: n recomputes every n-th layer only; else the recipe decides.
-        changes: functions of utils.training.levers that are called with the model before the trainer is made.
     """
     watch, config = Watch(2, 8), random_model.config(target)
     drawn = np.random.default_rng(0).choice(lengths, watch.steps * recipe.batch_size * recipe.accumulation - 1)
     encoded = random_rows([min(n, recipe.max_length) for n in (max(lengths), *drawn)], config.vocab_size)
-    steps = trainer.arguments(recipe, len(lengths), "").max_steps
+    steps = trainer.steps(random_rows(lengths, config.vocab_size), recipe)
     model = adapters.add(random_model.build(config), recipe)
-    for change in changes:
-        change(model)
-    callbacks = [watch, *([levers.CheckpointEvery(recompute)] if isinstance(recompute, int) else [])]
     short = replace(recipe, steps=watch.steps, epochs=watch.steps, warmup_steps=2)
     try:
-        trainer.train(model, tokenizer, encoded, short, live=False, callbacks=callbacks)
+        trainer.train(model, tokenizer, encoded, short, live=False, callbacks=[watch])
     except Stop as stop:
         if "memory is full" not in str(stop):
             raise

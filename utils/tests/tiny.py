@@ -23,7 +23,6 @@ RECIPE = Recipe(
     accumulation=1,
     learning_rate=1e-2,
     max_length=128,
-    gradient_checkpointing=False,
     optimizer="adamw_torch",
     rank=4,
     lora_alpha=8,

@@ -26,7 +26,7 @@ def trained_adapter(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirr
     """
     model = loading.load_base(base)
     encoded, _ = dataset.encode(tokenizer, rows, recipe.max_length)
-    made_by = adapters.made_by(model, recipe, rows, trainer.arguments(recipe, len(encoded), "").max_steps)
+    made_by = adapters.made_by(model, recipe, rows, trainer.steps(encoded, recipe))
     folder = adapters.folder_of(made_by)
     # Other versions go on with the checkpoints: a new runtime may have other packages.
     unfinished = adapters.folder_of({k: v for k, v in made_by.items() if k != "versions"}, "checkpoints")

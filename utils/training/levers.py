@@ -1,18 +1,30 @@
 """What makes a QLoRA step faster or smaller, one function each, for a model with its adapter and before its trainer."""
 
 import types
+from functools import cache
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit
-from transformers import AttentionInterface, AttentionMaskInterface, TrainerCallback
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM, TrainerCallback
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils import hardware
 from utils.models.loading import bare
 from utils.runtime import Stop
 
 NO_ENDS = "This pack does not say where its rows end. Pack with trl's pack_dataset, 1.16 or newer: pip install -U trl"
+
+
+def pull(model) -> None:
+    """All that makes a step on a GPU faster and leaves its result as it is: what `trainer.build` does to a model.
+
+    Kernels of Liger are for the Llama architecture; on another the rest is done.
+    """
+    fuse_adapters(model)
+    if isinstance(bare(model), LlamaForCausalLM):
+        liger(model)
 
 
 class CheckpointEvery(TrainerCallback):
@@ -43,6 +55,20 @@ def fuse_adapters(model) -> int:
     return len(found)
 
 
+def dequantize(weight, state):
+    """A packed 4-bit weight as a matrix, outputs x inputs: by nf4.py where Triton runs, else by bitsandbytes."""
+    if weight.is_cuda and hardware.has_triton() and state.quant_type == "nf4" and state.blocksize == 64:
+        return _nf4().dequantize(weight, state)
+    return dequantize_4bit(weight.view(-1, 1), state)  # it is stored as one column or one row
+
+
+@cache
+def _nf4():
+    from utils.training import nf4
+
+    return nf4
+
+
 def _is_plain(module) -> bool:
     dropout = isinstance(module.lora_dropout[module.active_adapters[0]], torch.nn.Identity)
     return len(module.lora_A) == 1 and dropout and not module.lora_variant and module.get_base_layer().bias is None
@@ -67,8 +93,7 @@ class _AdapterLinear(torch.autograd.Function):
             if scaling != 1:
                 down *= scaling
             y = down @ b.t()
-            full = dequantize_4bit(weight.view(-1, 1), state).to(x.dtype)  # it is stored as one column or one row
-            y.addmm_(flat, full.t())  # the sum costs nothing within the large product
+            y.addmm_(flat, dequantize(weight, state).to(x.dtype).t())  # the sum costs nothing in the large product
         ctx.save_for_backward(flat, down, a, b, weight)
         ctx.state, ctx.scaling = state, scaling
         return y.view(*x.shape[:-1], -1)
@@ -83,7 +108,7 @@ class _AdapterLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = up @ a
-            grad_x.addmm_(g, dequantize_4bit(weight.view(-1, 1), ctx.state).to(g.dtype))
+            grad_x.addmm_(g, dequantize(weight, ctx.state).to(g.dtype))
             grad_x = grad_x.view(*grad.shape[:-1], -1)
         return grad_x, None, None, up.t() @ flat, g.t() @ down, None
 
@@ -111,23 +136,27 @@ def liger_loss(trainer) -> None:
 def attend_by_row(model) -> None:
     """Let the rows of a pack attend each by itself, so that nothing is computed between them.
 
-    Memory-efficient attention takes a pack as one square of tokens x tokens and computes what the mask then hides. Here
-    each row is a causal square of its own, one call of torch's attention. For trainers with packing or padding_free,
-    whose batches carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded rows goes as before.
+    torch takes a pack as one square of tokens x tokens and computes what the mask then hides. Here each row is a causal
+    square of its own: on a GPU in one call of the memory-efficient kernel, which takes the rows' ends (a private
+    operator of torch), elsewhere in one call a row. For trainers with packing or padding_free, whose batches carry the
+    rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded rows goes as before.
 
     Raises:
         Stop: at the first step, a pack without its rows' ends.
     """
+    base = bare(model)
+    if base.config._attn_implementation == "by_row":
+        return
     AttentionInterface.register("by_row", _attention_by_row)
     AttentionMaskInterface.register("by_row", sdpa_mask)
-    bare(model).set_attn_implementation("by_row")
-    bare(model).model.register_forward_pre_hook(_row_lengths, with_kwargs=True)
+    base.set_attn_implementation("by_row")
+    base.model.register_forward_pre_hook(_row_lengths, with_kwargs=True)
 
 
 def _row_lengths(module, args, kwargs):
-    """Read the rows' lengths back from the GPU once, not in every layer."""
+    """Read the rows' lengths once, not in every layer; on a GPU they are not read back at all."""
     if (ends := kwargs.get("cu_seq_lens_q")) is not None:
-        return args, kwargs | {"row_lengths": ends.diff().tolist()}
+        return args, kwargs if ends.is_cuda else kwargs | {"row_lengths": ends.diff().tolist()}
     positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     if positions is not None and (mask is None or mask.all()) and ((positions == 0).sum(-1) > 1).any():
         raise Stop(NO_ENDS)
@@ -135,6 +164,14 @@ def _row_lengths(module, args, kwargs):
 
 def _attention_by_row(module, query, key, value, attention_mask, *args, row_lengths=None, **kwargs):
     """transformers' attention function; query, key, value are 1 x heads x tokens x head size where there are rows."""
+    ends = kwargs.get("cu_seq_lens_q")
+    if ends is not None and query.is_cuda:
+        shared = query.shape[1] // key.shape[1]  # query heads to one key head
+        keys, values = (states.repeat_interleave(shared, 1) if shared > 1 else states for states in (key, value))
+        states, longest = [states.transpose(1, 2) for states in (query, keys, values)], kwargs["max_length_q"]
+        causal, keep_sums = 1, True
+        rows = (None, ends, ends, longest, longest, 0.0, causal, keep_sums)
+        return torch.ops.aten._efficient_attention_forward(*states, *rows, scale=kwargs.get("scaling"))[0], None
     if row_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
     rows = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)), strict=True)

@@ -13,7 +13,7 @@ from math import ceil
 import torch
 import transformers
 from bitsandbytes.optim import GlobalOptimManager
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from utils import hardware
 from utils.models import loading
@@ -53,7 +53,8 @@ class Trainer(Whole, SFTTrainer):
         if self.fused_loss:
             # With the number of labels Liger sums and divides once, in fp32. Its mean would divide before the 16-bit
             # gradient is stored, and small gradients would be lost.
-            output = model(**inputs | {"use_cache": False}, num_items_in_batch=num_items_in_batch)
+            inputs = inputs | {"use_cache": False, "skip_logits": True}
+            output = model(**inputs, num_items_in_batch=num_items_in_batch)
             # The labels of all processes were counted, and their gradients will be averaged.
             loss = output.loss * (1 if num_items_in_batch is None else self.accelerator.num_processes)
             return (loss, output) if return_outputs else loss
@@ -72,28 +73,47 @@ class Trainer(Whole, SFTTrainer):
         return summed / torch.as_tensor(items).clamp(min=1)  # no label at all: zero, which the guard explains
 
 
-def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evaluate: bool = False) -> SFTConfig:
+def packed(encoded, recipe: Recipe):
+    """Encoded rows put together into packs of `recipe.pack_length` tokens (best fit, longest first), if it has packs.
+
+    Raises:
+        Stop: a row that is longer than a pack, which would be cut.
+    """
+    if not recipe.pack_length or not len(encoded) or "seq_lengths" in encoded.column_names:
+        return encoded
+    if (longest := max(map(len, encoded["input_ids"]))) > recipe.pack_length:
+        told = f"A row has {longest} tokens and a pack {recipe.pack_length}"
+        raise Stop(f"{told}. Make pack_length at least as large as max_length")
+    return pack_dataset(encoded, recipe.pack_length, "bfd")
+
+
+def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evaluate: bool = False, packs: int = 0):
     """trl's SFTConfig for a recipe on `rows` rows, valid from transformers 5.15 on.
 
     Args:
         save_steps: optimizer steps between two checkpoints; 0 for none.
         evaluate: compute the loss on held-out rows ten times.
+        packs: how many packs the rows are in, if they are. A step takes as many packs as come nearest to its rows.
     """
     dtype = hardware.compute_dtype(hardware.capability())
-    a_step = recipe.batch_size * recipe.accumulation * hardware.processes()
-    steps = min(recipe.steps, recipe.epochs * ceil(rows / a_step))
+    batch, passes = recipe.batch_size, recipe.accumulation
+    if packs:
+        batch, passes = 1, max(1, round(batch * passes * packs / rows))
+    steps = recipe.epochs * ceil((packs or rows) / (batch * passes * hardware.processes()))
+    steps = min(steps, recipe.steps or steps)
     logging_steps = max(1, steps // 40)
     return SFTConfig(
         output_dir=folder,
         max_steps=steps,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=passes,
+        packing=bool(packs),
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=min(recipe.warmup_steps, steps // 5),
         max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing=bool(recipe.gradient_checkpointing),
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         fp16=dtype == torch.float16,
         bf16=dtype == torch.bfloat16,
@@ -105,7 +125,7 @@ def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evalu
         include_num_input_tokens_seen="non_padding",
         eval_strategy="steps" if evaluate else "no",
         eval_steps=4 * logging_steps,
-        per_device_eval_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=batch,
         prediction_loss_only=True,
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,
@@ -116,13 +136,22 @@ def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evalu
     )
 
 
-def build(model, tokenizer, encoded, recipe: Recipe, held_out=None, checkpoints=None, callbacks=(), **settings):
+def steps(encoded, recipe: Recipe) -> int:
+    """Optimizer steps of a run on encoded rows."""
+    packs = len(packed(encoded, recipe)) if recipe.pack_length else 0
+    return arguments(recipe, len(encoded), "", packs=packs).max_steps
+
+
+def build(
+    model, tokenizer, encoded, recipe: Recipe, held_out=None, checkpoints=None, callbacks=(), fast=None, **settings
+):
     """A `Trainer` for a run on encoded rows; the adapter of `model` is what it trains, in fp32.
 
     Args:
         held_out: encoded rows whose loss is computed ten times on the way.
         checkpoints: `Checkpoints`, where the run is saved; what is there of this run already is not done again.
         callbacks: more of transformers' callbacks.
+        fast: pull the levers for a GPU (`levers.pull`, `liger_loss`). Default: if Triton runs here.
         settings: fields of SFTConfig that are to differ from `arguments`.
 
     Raises:
@@ -133,24 +162,34 @@ def build(model, tokenizer, encoded, recipe: Recipe, held_out=None, checkpoints=
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
+    rows, packs = len(encoded), packed(encoded, recipe)
+    if fast := hardware.has_triton() if fast is None else fast:
+        levers.pull(model)
+    if recipe.pack_length:
+        levers.attend_by_row(model)
     # The trainer makes its folder at once, and never uses it: checkpoints have places of their own.
     with guards.explained(recipe), tempfile.TemporaryDirectory() as folder:
-        args = arguments(recipe, len(encoded), folder, checkpoints.every if checkpoints else 0, held_out is not None)
+        saving = {"save_steps": checkpoints.every if checkpoints else 0, "evaluate": held_out is not None}
+        args = arguments(recipe, rows, folder, **saving, packs=len(packs) if recipe.pack_length else 0)
         args.ddp_find_unused_parameters = False  # every adapter is used; transformers does not know a PeftModel
         args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU, however many there are: trl refuses DataParallel
         for name, value in settings.items():
             if not hasattr(args, name):
                 raise TypeError(f"SFTConfig has no {name}")
             setattr(args, name, value)
-        rows = {"train_dataset": encoded, "eval_dataset": held_out}
-        trainer = Trainer(model, args, **rows, processing_class=tokenizer, callbacks=list(callbacks))
+        data = {"train_dataset": packs, "eval_dataset": held_out if held_out is None else packed(held_out, recipe)}
+        trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
     trainer.recipe, trainer.settings, trainer.checkpoints = recipe, settings, checkpoints
+    if recipe.gradient_checkpointing > 1:
+        trainer.add_callback(levers.CheckpointEvery(recipe.gradient_checkpointing))
+    if fast and isinstance(loading.bare(model), transformers.LlamaForCausalLM):
+        levers.liger_loss(trainer)
     # The trainer has rounded the adapter to bf16, which a T4 cannot train and which resumes inexactly.
     for name, parameter in model.named_parameters():
         if name in before:
             parameter.data = before[name].float()
     if args.packing or args.padding_free:
-        given = {*encoded[0], *trainer.data_collator([encoded[0]])}
+        given = {*packs[0], *trainer.data_collator([packs[0]])}
         if "cu_seq_lens_q" not in given or (args.packing and "seq_lengths" not in given):
             raise Stop(levers.NO_ENDS)
     return trainer
@@ -218,6 +257,7 @@ def clear(model) -> None:
     # accelerate does not prepare a model twice: the next trainer would compute without autocast.
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         model.__dict__.pop(name, None)
+    loading.bare(model).__dict__.pop("forward", None)  # trl's or Liger's, with the output head and the loss in one
     model.zero_grad(set_to_none=True)
     # For an 8-bit optimizer transformers enters the embedding in a list of the process, which would keep it alive.
     GlobalOptimManager.get_instance().initialize()

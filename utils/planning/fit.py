@@ -1,0 +1,150 @@
+"""Will it fit, and how long will it take: the fastest recipe for a card and rows, its planned peak and time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+from datasets import Dataset
+from trl import pack_dataset
+
+from utils import hardware
+from utils.hardware import GIB
+from utils.notebook import measurements
+from utils.planning import memory
+from utils.planning.memory import OURS, Levers
+from utils.planning.time import seconds
+from utils.presets import Recipe
+from utils.runtime import Stop
+from utils.training import trainer
+
+MARGIN = 1.03  # of the planner's peaks: they were within 3 % of those measured
+KINDS = (0, 4, 2, 1)  # recompute no layer, every fourth, every second, all
+# What a card's name contains: the largest 16-bit matmul rate (trillion operations a second, without sparsity) and
+# bandwidth (GB/s) of Nvidia's data sheets.
+SHEETS = {"T4": (65, 320), "L4": (121, 300), "4090": (165, 1008), "A100": (312, 1555), "H100": (989, 3350)}
+SHEETS |= {"H200": (989, 4800)}
+MEASURED = "H100"  # whose rates are in a record; other cards are taken to reach the same share of their sheets
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fit` found; printed, it is a table."""
+
+    recipe: Recipe
+    card: str  # "" without a GPU
+    gib: float  # of memory that the card has; 0 without a GPU
+    peak_gib: float  # planned, of torch's memory
+    tokens: int  # that the whole run reads
+    steps: int
+    gpu_s: tuple[float, float] | None  # of the whole run, from and to; None if nothing is known of the card
+
+    def __str__(self) -> str:
+        recipe, layers = self.recipe, {0: "none", 1: "every layer"}
+        again = layers.get(recipe.gradient_checkpointing, f"every {recipe.gradient_checkpointing}th layer")
+        batch = f"packs of {recipe.pack_length:,} tokens" if recipe.pack_length else f"{recipe.batch_size} rows"
+        of = f" of {self.gib:.1f} GiB" if self.card else ""
+        lines = {
+            "card": self.card or "no GPU",
+            "a pass reads": f"{batch}, rows of up to {recipe.max_length:,} tokens",
+            "recomputed": again,
+            "planned peak": f"{self.peak_gib:.2f}{of or ' GiB'}",
+            "the run": f"{recipe.epochs} epochs, {self.steps:,} steps, {self.tokens:,} tokens",
+            "time": "not predicted for this machine; the training says it after its first steps",
+        }
+        if self.gpu_s:
+            lines["time"] = " to ".join(clock(s) for s in self.gpu_s) + " of GPU time"
+        return "\n".join(f"{name:13} {text}" for name, text in lines.items())
+
+
+def clock(seconds: float) -> str:
+    """Seconds, as a person would say them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
+    """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens.
+
+    Raises:
+        Stop: not even one row of 64 tokens fits.
+    """
+    tokens = sum(lengths) * recipe.epochs
+    if not torch.cuda.is_available():
+        levers, padded = Levers(liger=False, fused=False, element=4), replace(recipe, max_length=max(lengths))
+        steps = trainer.arguments(recipe, len(lengths), "").max_steps
+        return Plan(recipe, "", 0.0, sum(memory.at_peak(config, padded, levers).values()) / GIB, tokens, steps, None)
+    card, gib = torch.cuda.get_device_name(), hardware.memory()
+    name = next((known for known in SHEETS if known in card), "")
+    chosen = choose(config, lengths, recipe, gib, rates(name or MEASURED))
+    found = packs(lengths, chosen)
+    steps = trainer.arguments(chosen, len(lengths), "", packs=len(found) if chosen.pack_length else 0).max_steps
+    part = epoch(config, chosen, found, rates(name or MEASURED))
+    run = chosen.epochs * (sum(part.values()) - part["optimizer"]) + steps * part["optimizer"] / len(found)
+    # Planned times were within 20 % of those measured. By a data sheet alone it is bold: a T4 gets warm, and slow.
+    expected = ((0.8 * run, 1.2 * run) if name == MEASURED else (0.8 * run, 2.5 * run)) if name else None
+    peak = sum(memory.at_peak(config, chosen).values()) / GIB
+    return Plan(chosen, card, gib, peak, tokens, steps, expected)
+
+
+def rates(card: str) -> dict[str, float]:
+    """What `seconds` wants of a card of SHEETS: measured, or as far from those measured as the data sheets are."""
+    known = measurements.read("rates_nvidia_h100_80gb_hbm3")["figures"]["rates"]
+    compute, moving = (ours / theirs for ours, theirs in zip(SHEETS[card], SHEETS[MEASURED], strict=True))
+    return {name: rate * (moving if name.startswith("copy") else compute) for name, rate in known.items()}
+
+
+def packs(lengths: Sequence[int], recipe: Recipe) -> list[list[int]]:
+    """The rows' lengths of each forward pass of an epoch: of each pack, or of each padded batch."""
+    if not recipe.pack_length:
+        return [[recipe.max_length] * recipe.batch_size] * ceil(len(lengths) / recipe.batch_size)
+    rows = Dataset.from_dict({"input_ids": [[0] * n for n in lengths]})
+    return pack_dataset(rows, recipe.pack_length, "bfd")["seq_lengths"]
+
+
+def epoch(config, recipe: Recipe, passes: list[list[int]], rates: dict, levers: Levers = OURS) -> dict[str, float]:
+    """GPU seconds, by part, of all `passes`; "optimizer" as if each were a step."""
+    together = seconds(config, recipe, rates, levers, [row for rows in passes for row in rows])
+    return {part: s * (1 if part == "attention" else len(passes)) for part, s in together.items()}
+
+
+def choose(
+    config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict, kinds=KINDS, levers: Levers = OURS
+) -> Recipe:
+    """The fastest packs (or batches, without `pack_length`) and recomputation that fit into `gib` of GPU memory.
+
+    Rows an optimizer step stay as the recipe has them. Packs are at most as long as the recipe says, and no shorter
+    than the longest row; batches are as long as that, in steps of 64. `max_length` is halved only if nothing else fits:
+    longer rows are then left out.
+
+    Args:
+        rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
+        kinds: values of `gradient_checkpointing` to choose from.
+
+    Raises:
+        Stop: not even one row of 64 tokens fits.
+    """
+    rows, limit = recipe.batch_size * recipe.accumulation, recipe.max_length
+    length = min(limit, 64 * ceil(max(lengths) / 64))
+    pages = memory.optimizer(memory.adapter(config, recipe.rank), recipe.optimizer)["optimizer, paged"]
+    while length >= 64:
+        found, fitting = [], [n for n in lengths if n <= length]
+        if recipe.pack_length:
+            sizes = {length, *(max(length, recipe.pack_length * n // 4) for n in (1, 2, 3, 4))}
+            shapes = [{"pack_length": size, "max_length": min(limit, size)} for size in sizes]
+        else:
+            batches = [n for n in range(1, rows + 1) if rows % n == 0]
+            shapes = [{"batch_size": n, "accumulation": rows // n, "max_length": length} for n in batches]
+        for shape in shapes:
+            passes = packs(fitting, replace(recipe, **shape)) if fitting else []
+            for kind in kinds:
+                tried = replace(recipe, **shape, gradient_checkpointing=kind)
+                peak = sum(memory.at_peak(config, tried, levers).values())
+                if passes and MARGIN * peak + memory.CONTEXT + pages <= gib * GIB:
+                    times = epoch(config, tried, passes, rates, levers)
+                    found.append((sum(times.values()) - times["optimizer"], tried.tokens, tried))
+        if found:
+            return min(found, key=lambda f: f[:2])[2]
+        length = limit = length // 2
+    raise Stop(f"Not even one row of 64 tokens fits into {gib:.1f} GiB. Take a smaller base")
