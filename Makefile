@@ -37,4 +37,6 @@ $(STAMP): requirements.txt
 	@"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv "$(VENV)"; }
 	@echo "installing requirements.txt into $(VENV) (minutes the first time: torch is a large download)"
 	@"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@! command -v nvidia-smi >/dev/null || \
+	  "$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check $$(sed -n 's/; extra == "gpu".*//p' requirements.txt)
 	@touch "$(STAMP)"

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -152,9 +153,10 @@ def bootstrap() -> None:
     have = installed([*(r.name for r in asked), "torchao"])
     lacking = unmet(asked, have)
     if missing := [r.name for r in lacking if r.name not in have]:
+        wanted = " ".join(f"'{r.name}{r.specifier}'" for r in lacking)
         raise Stop(
             f"{', '.join(missing)} not installed in this kernel's Python. Run `make test` once in the course's folder "
-            "and choose the kernel of its .venv, or: pip install -r requirements.txt"
+            f"and choose the kernel of its .venv, or: pip install {wanted}"
         )
     if bad := to_remove(have):
         raise Stop(f"{bad[0]} {have[bad[0]]} breaks peft. Run: pip uninstall -y {bad[0]}")
@@ -181,7 +183,13 @@ def needed(requirements: Path) -> list:
     found = [Requirement(bare) for line in above.splitlines() if (bare := line.partition("#")[0].strip())]
     for requirement in found:
         requirement.name = canonicalize_name(requirement.name)
-    return [r for r in found if r.marker is None or r.marker.evaluate()]
+    extra = {"extra": "gpu" if has_gpu() else ""}  # pip alone leaves out what only an extra wants
+    return [r for r in found if r.marker is None or r.marker.evaluate(extra)]
+
+
+def has_gpu() -> bool:
+    """Whether this process may see an Nvidia GPU; torch is not imported for it."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi") is not None
 
 
 def installed(names: Iterable[str] = ()) -> dict[str, str]:
@@ -205,7 +213,7 @@ def to_install(requirements: Iterable, have: Mapping[str, str]) -> list[str]:
 
     Its torch and torchvision are built for each other: torch alone replaced, `torchvision::nms does not exist`.
     """
-    lacking = [str(r) for r in unmet(requirements, have) if r.name != "torch"]
+    lacking = [f"{r.name}{r.specifier}" for r in unmet(requirements, have) if r.name != "torch"]
     return [*lacking, f"torch=={have['torch']}"] if lacking and "torch" in have else lacking
 
 

@@ -100,7 +100,7 @@ def test_bootstrap_twice_prints_the_same_and_needs_no_import_of_torch():
 def test_bootstrap_names_what_is_missing(monkeypatch):
     have = runtime.installed()
     monkeypatch.setattr(runtime, "installed", lambda names=None: {n: v for n, v in have.items() if n != "trl"})
-    with pytest.raises(runtime.Stop, match=r"^trl not installed .*pip install -r requirements.txt"):
+    with pytest.raises(runtime.Stop, match=r"^trl not installed .*pip install 'trl>=1"):
         runtime.bootstrap()
 
 
@@ -231,6 +231,15 @@ def test_colab_part_is_what_training_needs_and_no_more(asked):
     names = {r.name for r in asked}
     assert {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"} <= names
     assert not names & {"jupyter", "papermill", "nbval", "pytest", "ruff", "nbconvert"}
+
+
+@pytest.mark.parametrize(("gpu", "hidden"), [(True, False), (True, True), (False, False)])
+def test_fused_kernels_are_asked_for_where_a_gpu_is(monkeypatch, gpu, hidden):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if gpu else None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if hidden else "0")
+    names = {r.name for r in runtime.needed(REQUIREMENTS)}
+    assert ("liger-kernel" in names) == (gpu and not hidden)
+    assert not [a for a in runtime.to_install(runtime.needed(REQUIREMENTS), COLAB) if "extra" in a]
 
 
 def test_a_lost_marker_is_noticed(tmp_path):
