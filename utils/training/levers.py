@@ -14,6 +14,7 @@ from utils import hardware
 from utils.models.loading import bare
 from utils.runtime import Stop
 
+ONE_CALL = hasattr(torch.ops.aten, "_efficient_attention_forward")  # torch's own, of packs: a private operator
 NO_ENDS = "This pack does not say where its rows end. Pack with trl's pack_dataset, 1.16 or newer: pip install -U trl"
 
 
@@ -137,8 +138,8 @@ def attend_by_row(model) -> None:
     """Let the rows of a pack attend each by itself, so that nothing is computed between them.
 
     torch takes a pack as one square of tokens x tokens and computes what the mask then hides. Here each row is a causal
-    square of its own: on a GPU in one call of the memory-efficient kernel, which takes the rows' ends (a private
-    operator of torch), elsewhere in one call a row. For trainers with packing or padding_free, whose batches carry the
+    square of its own: on a GPU in one call of the memory-efficient kernel, which takes the rows' ends, elsewhere in one
+    call a row. For trainers with packing or padding_free, whose batches carry the
     rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded rows goes as before.
 
     Raises:
@@ -156,7 +157,7 @@ def attend_by_row(model) -> None:
 def _row_lengths(module, args, kwargs):
     """Read the rows' lengths once, not in every layer; on a GPU they are not read back at all."""
     if (ends := kwargs.get("cu_seq_lens_q")) is not None:
-        return args, kwargs if ends.is_cuda else kwargs | {"row_lengths": ends.diff().tolist()}
+        return args, kwargs if ends.is_cuda and ONE_CALL else kwargs | {"row_lengths": ends.diff().tolist()}
     positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     if positions is not None and (mask is None or mask.all()) and ((positions == 0).sum(-1) > 1).any():
         raise Stop(NO_ENDS)
@@ -165,7 +166,7 @@ def _row_lengths(module, args, kwargs):
 def _attention_by_row(module, query, key, value, attention_mask, *args, row_lengths=None, **kwargs):
     """transformers' attention function; query, key, value are 1 x heads x tokens x head size where there are rows."""
     ends = kwargs.get("cu_seq_lens_q")
-    if ends is not None and query.is_cuda:
+    if ends is not None and query.is_cuda and ONE_CALL:
         shared = query.shape[1] // key.shape[1]  # query heads to one key head
         keys, values = (states.repeat_interleave(shared, 1) if shared > 1 else states for states in (key, value))
         states, longest = [states.transpose(1, 2) for states in (query, keys, values)], kwargs["max_length_q"]

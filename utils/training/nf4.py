@@ -9,11 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-BYTES = 1024  # a program: 32 blocks of 64 weights
+BYTES = 1024  # of a program: 32 blocks of 64 weights
 
 
 @triton.jit
-def _kernel(packed, table, absmax, table2, absmax2, offset, out, size, NESTED: tl.constexpr, BYTES: tl.constexpr):
+def _nf4_dequant(packed, table, absmax, table2, absmax2, offset, out, size, NESTED: tl.constexpr, BYTES: tl.constexpr):
     start = tl.program_id(0) * BYTES
     at = start + tl.arange(0, BYTES)
     inside = at < size
@@ -35,5 +35,5 @@ def dequantize(weight: torch.Tensor, state) -> torch.Tensor:
     more = (nested.code, nested.absmax, state.offset) if nested else (state.code, state.absmax, state.absmax)
     grid = (triton.cdiv(size, BYTES),)
     # A fused multiply and add would round once where bitsandbytes rounds twice.
-    _kernel[grid](weight, state.code, state.absmax, *more, out, size, bool(nested), BYTES, enable_fp_fusion=False)
+    _nf4_dequant[grid](weight, state.code, state.absmax, *more, out, size, bool(nested), BYTES, enable_fp_fusion=False)
     return out

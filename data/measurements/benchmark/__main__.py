@@ -4,12 +4,13 @@
     python data/measurements/benchmark grid      peak memory and time over lengths, batches, kinds of recomputation
     python data/measurements/benchmark levers    each lever alone and together; gradients against fp32
     python data/measurements/benchmark real      rows as long as Alpaca's, padded and packed; generation, 4 and 16 bits
+    python data/measurements/benchmark default   the recipe as everybody's trainer runs it, on such rows; a lever less
 
-Each writes data/measurements/<name>.json (rates_<card>, memory_grid_7b, speed_levers_7b, speed_real_7b), the last three
-after every configuration, so that what a time limit leaves undone is missing and the rest is there. The model has
-Llama-2-7B's shape and random weights. On CUDA the rules of a T4 hold: fp16, no FlashAttention, no cuDNN attention, and
-torch may use 14.12 GiB (a T4's 14.5 less context and paged optimizer); what does not fit is measured again without that
-limit, and marked.
+Each writes data/measurements/<name>.json (rates_<card>, memory_grid_7b, speed_<part>_7b), all but the first after every
+configuration, so that what a time limit leaves undone is missing and the rest is there. The model has Llama-2-7B's
+shape and random weights. On CUDA the rules of a T4 hold: fp16, no FlashAttention, no cuDNN attention, and torch may use
+14.12 GiB (a T4's 14.5 less context and paged optimizer); what does not fit is measured again without that limit, and
+marked.
 
 GPU time is the time in which the GPU is busy, from torch's profiler: the median of several steps. Wall time stands
 beside it; a fast GPU with a slow host waits for launches, and its wall time says nothing about a T4.
@@ -36,7 +37,7 @@ sys.path[:1] = [str(ROOT), str(ROOT / "data" / "measurements")]
 
 from utils import runtime  # noqa: E402
 
-PARTS = ("rates", "grid", "levers", "real", "random_model", "unsloth")
+PARTS = ("rates", "grid", "levers", "real", "default", "random_model", "unsloth")
 
 
 def main() -> int:

@@ -17,12 +17,11 @@ from transformers.models.llama import modeling_llama
 from benchmark import measure
 from benchmark.measure import Setting
 from utils import hardware, runtime
-from utils.models import loading
+from utils.models import adapters, loading
 from utils.planning import random_model, rehearsal
 from utils.presets import PROFILES, Recipe
 
-T4_GIB = 14.12
-NAMES = {"grid": "memory_grid_7b", "levers": "speed_levers_7b", "real": "speed_real_7b"}
+NAMES = {"grid": "memory_grid_7b", "levers": "speed_levers_7b", "real": "speed_real_7b", "default": "speed_default_7b"}
 REPLACED_BY_LIGER = ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP")  # in transformers itself
 
 
@@ -34,7 +33,7 @@ class Bench:
         pocket = PROFILES["pocket"]
         self.config = random_model.config(pocket.base if options.quick else "llama-2-7b")
         recipe = pocket.recipe if options.quick else PROFILES["llama-2-7b"].recipe
-        self.recipe: Recipe = replace(recipe, accumulation=1)
+        self.recipe: Recipe = replace(recipe, accumulation=1, pack_length=0)
         self.tokenizer = loading.load_tokenizer(pocket.base)  # only its padding token is used
         self.figures = {"rules": self.rules(), "missing": [], "left_over_gib": []}
 
@@ -43,21 +42,24 @@ class Bench:
             return {"device": "cpu"}
         extra = {name: version(name) for name in ("liger-kernel", "triton", "accelerate")}
         attention = "memory-efficient, except in settings with any_attention"
-        return {"dtype": "float16", "attention": attention, "cap_gib": T4_GIB} | extra
+        return {"dtype": "float16", "attention": attention, "cap_gib": hardware.T4_GIB} | extra
 
     @contextmanager
-    def model(self, setting: Setting):
+    def model(self, setting: Setting | None):
         """A fresh model. What earlier ones left on the GPU, which should be nothing, goes into the record."""
         hardware.free()
         self.figures["left_over_gib"].append(hardware.reset_peak())
         with patch.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in REPLACED_BY_LIGER}):  # put back
-            yield measure.build(self.config, self.recipe, setting)
+            if setting:
+                yield measure.build(self.config, self.recipe, setting)
+            else:  # as everybody has it: the trainer does the rest
+                yield adapters.add(random_model.build(self.config), self.recipe)
 
     def cap(self, on: bool) -> None:
         """Let torch use as much memory as on a T4, or all."""
         if self.gpu:
             total = torch.cuda.get_device_properties(0).total_memory / hardware.GIB
-            torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB / total) if on else 1.0)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.T4_GIB / total) if on else 1.0)
 
     def late(self, **what) -> bool:
         """Whether the time is up; `what` is then recorded as missing."""

@@ -120,10 +120,13 @@ class Watch(rehearsal.Watch):
         }
 
 
-def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2, 3), gradients=None, **arguments):
+def run(
+    model, tokenizer, encoded, recipe: Recipe, setting: Setting | None, steps=(2, 2, 3), gradients=None, **arguments
+):
     """Train on `encoded` and return what was seen, as a dict for a record; see the keys at the end.
 
     Args:
+        setting: None trains as everybody does who calls `trainer.train` with this recipe.
         steps: how many to warm up, to time by the clock, to profile.
         gradients: see `Watch`.
         arguments: more for `trainer.build`.
@@ -132,14 +135,19 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         Stop: it does not fit; `clear` afterwards, outside of the except block.
     """
     watch = Watch(*steps, gradients)
-    recipe = replace(recipe, steps=watch.steps, epochs=10**6, gradient_checkpointing=setting.checkpoint != "none")
-    resident = hardware.reset_peak()
-    callbacks = [watch, *([levers.CheckpointEvery(setting.checkpoint)] if isinstance(setting.checkpoint, int) else [])]
-    arguments |= {"activation_offloading": setting.checkpoint == "offload", "packing": setting.packed}
-    made = trainer.build(model, tokenizer, encoded, recipe, callbacks=callbacks, **arguments)
-    if setting.liger:
+    recipe, resident = replace(recipe, steps=watch.steps, epochs=10**6), hardware.reset_peak()
+    if setting:
+        again = {"none": 0, "all": 1, "offload": 1}.get(setting.checkpoint, setting.checkpoint)
+        recipe = replace(recipe, gradient_checkpointing=again)
+        arguments |= {
+            "activation_offloading": setting.checkpoint == "offload",
+            "packing": setting.packed,
+            "fast": False,
+        }
+    made = trainer.build(model, tokenizer, encoded, recipe, callbacks=[watch], **arguments)
+    if setting and setting.liger:
         levers.liger_loss(made)
-    choose_attention(setting.any_attention)
+    choose_attention(bool(setting and setting.any_attention))
     try:
         log = trainer.run(made, live=False)
     finally:
@@ -147,8 +155,8 @@ def run(model, tokenizer, encoded, recipe: Recipe, setting: Setting, steps=(2, 2
         choose_attention(True)
     middle = watch.middle
     return watch.seen() | {
-        "setting": setting.name,
-        "levers": asdict(setting),
+        "setting": setting.name if setting else "default",
+        "levers": setting and asdict(setting),
         "batch": recipe.batch_size,
         "length": recipe.max_length,
         "resident_gib": resident,

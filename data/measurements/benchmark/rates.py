@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from bitsandbytes import functional
 
 from benchmark import kernels, measure
+from utils.training import levers
 
 
 def measured(gpu: bool) -> dict:
@@ -34,7 +35,7 @@ def measured(gpu: bool) -> dict:
         "matmul_tflops_square": 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out)) / 1e12,
         "matmul_tflops_2048_4096_11008": 2 * x.shape[0] * x.shape[1] * m / seconds(lambda: x @ w.t()) / 1e12,
         "copy_gb_per_s": 2 * out.nbytes / seconds(lambda: out.copy_(a)) / 1e9,
-        "dequantize_gweights_per_s": w.numel() / seconds(lambda: functional.dequantize_4bit(packed, state)) / 1e9,
+        "dequantize_gweights_per_s": w.numel() / seconds(lambda: levers.dequantize(packed, state)) / 1e9,
     }
 
 
