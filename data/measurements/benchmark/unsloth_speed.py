@@ -6,7 +6,9 @@ checkpointing ("unsloth", which offloads, and False), with the attention of a T4
 as they are; padding-free is among them.
 
 With --real: rows as long as Alpaca's, in the ways of WAYS, in the memory of a T4, for data/measurements/
-speed_unsloth_real_7b.json. Rows, passes and the count of useful tokens are those of the part real.
+speed_unsloth_real_7b.json. Rows, passes and the count of useful tokens are those of the part real. On a T4 Unsloth
+takes xformers for packs, whose kernel is torch's memory-efficient one in a single call; without xformers it calls
+that once a row. Where xformers is installed (it need not load its own extension), packing is measured with it, too.
 """
 
 import os
@@ -14,7 +16,9 @@ import random
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,16 +33,18 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 SHAPES = ((1, 2048), (1, 512), (2, 2048))
 SHOWN = ("mode", "attention", "batch", "length", "gpu_ms", "resident_gib", "peak_allocated_gib")
 STEPS = (3, 2, 3)  # to warm up, by the clock, in the profiler
-WAYS = {  # checkpointing, rows (or packs) of a step, packing?, steps
-    "its notebooks' own: batch 2, its checkpointing, padding-free": ("unsloth", 2, False, (3, 3, 30)),
-    "checkpointing off, batch 2, padding-free": (False, 2, False, (3, 3, 30)),
-    "its checkpointing, packing": ("unsloth", 1, True, (2, 2, 10)),
-    "checkpointing off, packing": (False, 1, True, (2, 2, 10)),
+WAYS = {  # checkpointing, rows (or packs) of a step, packing?, steps, xformers?
+    "its notebooks' own: batch 2, its checkpointing, padding-free": ("unsloth", 2, False, (3, 3, 30), False),
+    "checkpointing off, batch 2, padding-free": (False, 2, False, (3, 3, 30), False),
+    "its checkpointing, packing": ("unsloth", 1, True, (2, 2, 10), False),
+    "checkpointing off, packing": (False, 1, True, (2, 2, 10), False),
+    "its checkpointing, packing, xformers": ("unsloth", 1, True, (2, 2, 10), True),
+    "checkpointing off, packing, xformers": (False, 1, True, (2, 2, 10), True),
 }
 PACK = 2048
 
 
-def load(folder: str, checkpointing, t4: bool):
+def load(folder: str, checkpointing, t4: bool, xformers: bool = False):
     """The 4-bit model with adapter, as Unsloth's notebooks make it, and its tokenizer."""
     import torch
     from unsloth import FastLanguageModel
@@ -47,6 +53,14 @@ def load(folder: str, checkpointing, t4: bool):
     if t4:  # memory-efficient attention alone; else whatever Unsloth and torch take
         dispatch.HAS_FLASH_ATTENTION = dispatch.HAS_XFORMERS = False
         dispatch._TORCH_VARLEN_ATTN = None
+    if xformers:  # with the kernel that it has on a T4
+        from xformers.ops import fmha
+
+        kernel = (fmha.cutlass.FwOp, fmha.cutlass.BwOp)
+        fmha.common._built_with_cuda = True  # the kernel is torch's own: whether its extension loads does not matter
+        dispatch.xformers, dispatch.HAS_XFORMERS = fmha, True
+        dispatch.XFORMERS_BLOCK_DIAG_CLS = fmha.attn_bias.BlockDiagonalCausalMask
+        dispatch.xformers_attention = partial(fmha.memory_efficient_attention, op=kernel)
     torch.backends.cuda.enable_flash_sdp(not t4)
     torch.backends.cuda.enable_cudnn_sdp(not t4)
     settings = {"max_seq_length": 4096, "use_gradient_checkpointing": checkpointing}
@@ -120,7 +134,7 @@ def measured(folder: str, checkpointing, t4: bool) -> tuple[list[dict], dict]:
     return found, {p: version(p) for p in PACKAGES}
 
 
-def measured_way(folder: str, checkpointing, batch: int, packing: bool, steps: tuple) -> tuple[dict, dict]:
+def measured_way(folder: str, checkpointing, batch: int, packing: bool, steps, xformers: bool) -> tuple[dict, dict]:
     """One of WAYS on rows of real lengths, and the versions of the packages. For a process of its own: see `real`."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
@@ -131,22 +145,26 @@ def measured_way(folder: str, checkpointing, batch: int, packing: bool, steps: t
 
     lengths = [min(n, PACK) for n in measurements.read("speed_real_7b")["figures"]["lengths"]] * 2
     random.Random(0).shuffle(lengths)
-    model, tokenizer = load(folder, checkpointing, t4=True)
+    model, tokenizer = load(folder, checkpointing, True, xformers)
     hardware.free()
     total = torch.cuda.get_device_properties(0).total_memory / hardware.GIB
     torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB / total))
     found = step(model, tokenizer, checkpointing, batch, PACK, lengths, packing, steps)
     useful, gpu = sum(found["useful_tokens"][-steps[2] :]), sum(found["gpu_ms_steps"]) / 1e3
     found |= {"useful_tokens_profiled": useful, "useful_tokens_per_gpu_s": useful / gpu, "cap_gib": T4_GIB}
-    return finite({k: v for k, v in found.items() if k != "kernels"}), {p: version(p) for p in PACKAGES}
+    packages = (*PACKAGES, *(["xformers"] if xformers else []))
+    return finite({k: v for k, v in found.items() if k != "kernels"}), {p: version(p) for p in packages}
 
 
 def real(options) -> None:
     """Useful tokens a second of the ways of WAYS; `options` are those of the command."""
     started, [folder] = time.monotonic(), options.more
-    rules = RULES | {"attention": "memory-efficient alone, a call for each row", "memory_cap": "a T4's"}
+    attention = "memory-efficient alone: a call for each row, with xformers one for all"
+    rules = RULES | {"attention": attention, "memory_cap": "a T4's"}
     figures = {"rules": rules, "pack": PACK, "training": [], "missing": []}
     for name, way in WAYS.items():
+        if way[-1] and not find_spec("xformers"):
+            continue
         try:  # a process of its own, whose end ends no other way
             if time.monotonic() - started > 60 * options.minutes:
                 raise TimeoutError("no time left")
