@@ -21,7 +21,8 @@ Two parts take a folder:
     python data/measurements/benchmark unsloth outputs/random-llama-2-7b
 
 The first writes a model that loads like a real one, with a tokenizer and rows.jsonl, as long as Alpaca's. The second
-measures the same step in Unsloth (speed_unsloth_7b), in an environment of its own: see unsloth_speed.py.
+measures the same step in Unsloth (speed_unsloth_7b), in an environment of its own: see unsloth_speed.py. With --real it
+takes rows as long as Alpaca's, which the part real takes for ours (speed_unsloth_real_7b).
 
 --quick runs one or two configurations of the pocket shape, on a CPU too, to see that everything works.
 """
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("more", nargs="*", help="random_model: a target and a folder; unsloth: the folder")
     parser.add_argument("--quick", action="store_true", help="the pocket shape, a few configurations: does it work?")
+    parser.add_argument("--real", action="store_true", help="unsloth: rows as long as Alpaca's, in four ways")
     parser.add_argument("--minutes", type=float, default=6.5, help="start no configuration after this time")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "measurements", help="folder of the record")
     options = parser.parse_args()
@@ -66,7 +68,7 @@ def main() -> int:
     if options.part == "unsloth":
         from benchmark import unsloth_speed
 
-        unsloth_speed.main(options)
+        unsloth_speed.real(options) if options.real else unsloth_speed.main(options)
         return 0
     if not gpu and not options.quick:
         parser.error("no GPU: only --quick runs without one")
