@@ -49,6 +49,9 @@ class Trainer(Whole, SFTTrainer):
 
     fused_loss = False  # the model itself returns the loss (levers.liger_loss)
 
+    def floating_point_ops(self, inputs):
+        return 0  # transformers would count the parameters anew in each pass, a tenth of its time on a slow host
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.fused_loss:
             # With the number of labels Liger sums and divides once, in fp32. Its mean would divide before the 16-bit
