@@ -60,9 +60,8 @@ QUIET_LOGS = [
     # bitsandbytes on CPUs with AVX512_BF16 asks for the package `kernels`, which must not be installed: it
     # downloads native code at import. The built-in kernels are used instead.
     ("bitsandbytes.backends.cpu.ops", r"Failed to load CPU gemm_4bit_forward"),
-    # Of Liger's kernels, those for other chips; and a name in its code that transformers is about to drop.
+    # Of Liger's kernels, those for other chips.
     ("liger_kernel.backends.registry", r"Backend impl '.*' could not be imported"),
-    ("transformers.configuration_utils", r"`use_return_dict` is deprecated"),
     # model.dequantize() tells the dtype that the model has anyway.
     ("transformers.integrations.bitsandbytes", r"The modules are dequantized in"),
 ]

@@ -20,7 +20,7 @@ class Levers:
     """What a run does that changes its memory or its time; chapter 09 goes through them one by one."""
 
     liger: bool = True  # fused norms and SwiGLU keep their inputs alone
-    fused: bool = True  # base and adapter in one autograd node (levers.fuse_adapters)
+    fused: bool = True  # base and adapters of the same input in one autograd node (levers.fuse_adapters)
     upcast: bool = False  # norms, embeddings, head in fp32, and with them the stream from layer to layer
     dropout: bool = False  # each adapter keeps an input of its own, with holes, and a byte a number for where they are
     double_quant: bool = True
@@ -93,14 +93,16 @@ def saved(config, rank: int, tokens: int, levers: Levers = OURS) -> int:
     (queries, _), (keys, _) = sizes["q_proj"], sizes["k_proj"]
     wide = 4 if levers.upcast else element
     norms = 2 * (hidden * (wide if levers.liger else 4) + 4)  # input (unfused: in fp32), one root
-    inputs = hidden * element * (5 if wide != element else 2)  # of q, k, v and of gate, up: shared, if nobody casts
+    inputs = hidden * element * (5 if wide != element and not levers.fused else 2)  # of q, k, v and of gate, up
     inputs += inner * element  # of down; that of o is the output of attention
     if levers.dropout:
         inputs = (element + 1) * sum(size for _, size in sizes.values())
     attention = (2 * queries + 2 * keys) * element + 4 * config.num_attention_heads  # q, k, v, output; sums of softmax
     mlp = inner * wide * (2 if levers.liger else 3)  # gate, up, (silu of gate)
     narrow = len(sizes) * rank * element  # x A^T of every adapter
-    casts = 2 * rank * sum(map(sum, sizes.values())) if element < 4 else 0  # A and B in 16 bits
+    outs, ins = (sum(side) for side in zip(*sizes.values(), strict=True))
+    # A and B in 16 bits; in 32, A in one piece, where adapters are fused (those with dropout are not)
+    casts = element * rank * (ins + outs if element < 4 else ins * (levers.fused and not levers.dropout))
     return tokens * (norms + inputs + attention + mlp + narrow) + casts
 
 

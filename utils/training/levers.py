@@ -1,7 +1,6 @@
 """What makes a QLoRA step faster or smaller, one function each, for a model with its adapter and before its trainer."""
 
-import types
-from functools import cache
+from functools import cache, partial
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -42,18 +41,97 @@ class CheckpointEvery(TrainerCallback):
             layer.gradient_checkpointing = i % self.n == 0
 
 
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # linear layers that read the same input
+
+
 def fuse_adapters(model) -> int:
-    """Let each adapted 4-bit layer compute base and adapter in one autograd node; returns how many layers.
+    """Let adapted 4-bit layers compute base and adapter in one autograd node; returns how many layers.
 
     peft's forward makes six kernels out of y = x W^T + s (x A^T) B^T (base, copy, A, B, scaling, sum), and as many
     again in the backward pass. Here the small product is made first and the large one adds to it while it writes
-    (`addmm`); s multiplies the narrow x A^T, and nothing where it is 1. Layers with dropout, a bias, or more than one
-    adapter are left as they are; so is every call without gradients.
+    (`addmm`); s multiplies the narrow x A^T, and nothing where it is 1. Layers that read the same x share a node: one
+    product for all their A, and one sum for the gradient of x. Layers with dropout, a bias, or more than one adapter
+    are left as they are; so is every call without gradients.
     """
-    found = [module for module in model.modules() if isinstance(module, Linear4bit) and _is_plain(module)]
-    for module in found:
-        module.forward = types.MethodType(_fused_forward, module)
-    return len(found)
+    names = {name for group in TOGETHER for name in group}
+    count = 0
+    for parent in model.modules():
+        found = {name: m for name, m in parent.named_children() if isinstance(m, Linear4bit) and _is_plain(m)}
+        groups = [[found[name] for name in group if name in found] for group in TOGETHER]
+        for group in [g for g in groups if g] + [[m] for name, m in found.items() if name not in names]:
+            shared = _Shared(group)
+            for i, module in enumerate(group):
+                module.forward = partial(shared.forward, i)
+            count += len(group)
+    return count
+
+
+def _is_plain(module) -> bool:
+    dropout = isinstance(module.lora_dropout[module.active_adapters[0]], torch.nn.Identity)
+    return len(module.lora_A) == 1 and dropout and not module.lora_variant and module.get_base_layer().bias is None
+
+
+class _Shared:
+    """Layers that read the same input: the first call computes all of them, the others take what is theirs."""
+
+    def __init__(self, modules):
+        self.modules, self.input, self.outputs = modules, None, {}
+
+    def forward(self, i, x, *args, **kwargs):
+        module = self.modules[i]
+        if module.disable_adapters or module.merged or not torch.is_grad_enabled() or args or kwargs:
+            return type(module).forward(module, x, *args, **kwargs)
+        if self.input is not x or i not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self._all(x)))
+        y = self.outputs.pop(i)
+        if not self.outputs:
+            self.input = None
+        return y
+
+    def _all(self, x):
+        name, kind, base = self.modules[0].active_adapters[0], x.device.type, self.modules[0].get_base_layer()
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.compute_dtype
+        weights = [module.get_base_layer().weight for module in self.modules]
+        scaling = self.modules[0].scaling[name]
+        matrices = [getattr(m, side)[name].weight for side in ("lora_A", "lora_B") for m in self.modules]
+        return (y.to(x.dtype) for y in _AdapterLinears.apply(x.to(dtype), scaling, weights, *matrices))
+
+
+class _AdapterLinears(torch.autograd.Function):
+    """x W^T + s (x A^T) B^T of several layers; `matrices` are all A, then all B, in fp32 as they are trained."""
+
+    @staticmethod
+    def forward(ctx, x, scaling, weights, *matrices):
+        flat, count = x.reshape(-1, x.shape[-1]), len(weights)
+        a = torch.cat(matrices[:count]).to(x.dtype)  # all ranks x inputs
+        bs = [b.to(x.dtype) for b in matrices[count:]]
+        with torch.autocast(x.device.type, enabled=False):
+            down = flat @ a.t()  # tokens x all ranks
+            if scaling != 1:
+                down *= scaling
+            ys = [narrow @ b.t() for narrow, b in zip(down.chunk(count, 1), bs, strict=True)]
+            for y, weight in zip(ys, weights, strict=True):  # the sum costs nothing in the large product
+                y.addmm_(flat, dequantize(weight, weight.quant_state).to(x.dtype).t())
+        ctx.save_for_backward(flat, down, a, *bs, *weights)
+        ctx.scaling, ctx.count = scaling, count
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        flat, down, a, *rest = ctx.saved_tensors
+        bs, weights = rest[: ctx.count], rest[ctx.count :]
+        gs = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        up = torch.cat([g @ b for g, b in zip(gs, bs, strict=True)], 1)  # tokens x all ranks
+        if ctx.scaling != 1:
+            up *= ctx.scaling
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = up @ a
+            for g, weight in zip(gs, weights, strict=True):
+                grad_x.addmm_(g, dequantize(weight, weight.quant_state).to(g.dtype))
+            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
+        grad_b = [g.t() @ narrow for g, narrow in zip(gs, down.chunk(ctx.count, 1), strict=True)]
+        return grad_x, None, None, *(up.t() @ flat).chunk(ctx.count), *grad_b
 
 
 def dequantize(weight, state):
@@ -70,68 +148,15 @@ def _nf4():
     return nf4
 
 
-def _is_plain(module) -> bool:
-    dropout = isinstance(module.lora_dropout[module.active_adapters[0]], torch.nn.Identity)
-    return len(module.lora_A) == 1 and dropout and not module.lora_variant and module.get_base_layer().bias is None
-
-
-def _fused_forward(self, x, *args, **kwargs):
-    if self.disable_adapters or self.merged or not torch.is_grad_enabled() or args or kwargs:
-        return type(self).forward(self, x, *args, **kwargs)
-    name, weight = self.active_adapters[0], self.get_base_layer().weight
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.get_base_layer().compute_dtype
-    a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
-    return _AdapterLinear.apply(x.to(dtype), weight, weight.quant_state, a, b, self.scaling[name]).to(x.dtype)
-
-
-class _AdapterLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, state, a, b, scaling):
-        flat = x.reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
-            down = flat @ a.t()  # tokens x rank
-            if scaling != 1:
-                down *= scaling
-            y = down @ b.t()
-            y.addmm_(flat, dequantize(weight, state).to(x.dtype).t())  # the sum costs nothing in the large product
-        ctx.save_for_backward(flat, down, a, b, weight)
-        ctx.state, ctx.scaling = state, scaling
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        flat, down, a, b, weight = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        up = g @ b  # tokens x rank
-        if ctx.scaling != 1:
-            up *= ctx.scaling
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = up @ a
-            grad_x.addmm_(g, dequantize(weight, ctx.state).to(g.dtype))
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        return grad_x, None, None, up.t() @ flat, g.t() @ down, None
-
-
 def liger(model) -> None:
     """Liger's fused RMSNorm, SwiGLU and rotary embedding on a (PEFT) model of the Llama architecture.
 
-    They are patched in transformers itself, too, for every Llama that this process builds afterwards. The fused loss is
-    apart (`liger_loss`), because trl replaces the model's forward when the trainer is built.
+    They are patched in transformers itself, too, for every Llama that this process builds afterwards. Liger's loss is
+    left out: trl has one of its own that scores in chunks, and it is as fast.
     """
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, cross_entropy=False, model=bare(model))
-
-
-def liger_loss(trainer) -> None:
-    """Liger's fused output head and cross-entropy on the model of a trainer that `trainer.build` made."""
-    from liger_kernel.transformers.model.llama import lce_forward
-
-    base = bare(trainer.model)
-    base.forward = types.MethodType(lce_forward, base)
-    trainer.fused_loss = True
 
 
 def attend_by_row(model) -> None:

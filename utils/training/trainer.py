@@ -47,20 +47,10 @@ class Trainer(Whole, SFTTrainer):
     included, and then masks them: a quarter of the time of a run on two cores.
     """
 
-    fused_loss = False  # the model itself returns the loss (levers.liger_loss)
-
     def floating_point_ops(self, inputs):
         return 0  # transformers would count the parameters anew in each pass, a tenth of its time on a slow host
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.fused_loss:
-            # With the number of labels Liger sums and divides once, in fp32. Its mean would divide before the 16-bit
-            # gradient is stored, and small gradients would be lost.
-            inputs = inputs | {"use_cache": False, "skip_logits": True}
-            output = model(**inputs, num_items_in_batch=num_items_in_batch)
-            # The labels of all processes were counted, and their gradients will be averaged.
-            loss = output.loss * (1 if num_items_in_batch is None else self.accelerator.num_processes)
-            return (loss, output) if return_outputs else loss
         base = loading.bare(model)
         # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
         # Autocast, and the sum of several processes' gradients, are in the forward of the wrapped model.
@@ -154,7 +144,7 @@ def build(
         held_out: encoded rows whose loss is computed ten times on the way.
         checkpoints: `Checkpoints`, where the run is saved; what is there of this run already is not done again.
         callbacks: more of transformers' callbacks.
-        fast: pull the levers for a GPU (`levers.pull`, `liger_loss`). Default: if Triton runs here.
+        fast: pull the levers for a GPU (`levers.pull`). Default: if Triton runs here.
         settings: fields of SFTConfig that are to differ from `arguments`.
 
     Raises:
@@ -166,7 +156,7 @@ def build(
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
     rows, packs = len(encoded), packed(encoded, recipe)
-    if fast := hardware.has_triton() if fast is None else fast:
+    if hardware.has_triton() if fast is None else fast:
         levers.pull(model)
     if recipe.pack_length:
         levers.attend_by_row(model)
@@ -185,8 +175,6 @@ def build(
     trainer.recipe, trainer.settings, trainer.checkpoints = recipe, settings, checkpoints
     if recipe.gradient_checkpointing > 1:
         trainer.add_callback(levers.CheckpointEvery(recipe.gradient_checkpointing))
-    if fast and isinstance(loading.bare(model), transformers.LlamaForCausalLM):
-        levers.liger_loss(trainer)
     # The trainer has rounded the adapter to bf16, which a T4 cannot train and which resumes inexactly.
     for name, parameter in model.named_parameters():
         if name in before:
@@ -260,7 +248,7 @@ def clear(model) -> None:
     # accelerate does not prepare a model twice: the next trainer would compute without autocast.
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         model.__dict__.pop(name, None)
-    loading.bare(model).__dict__.pop("forward", None)  # trl's or Liger's, with the output head and the loss in one
+    loading.bare(model).__dict__.pop("forward", None)  # trl's, with the output head and the loss in one
     model.zero_grad(set_to_none=True)
     # For an 8-bit optimizer transformers enters the embedding in a list of the process, which would keep it alive.
     GlobalOptimManager.get_instance().initialize()

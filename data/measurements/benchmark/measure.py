@@ -22,7 +22,7 @@ class Setting:
 
     dropout: float = 0.0  # share of an adapter's inputs that is set to zero
     upcast: bool = False  # frozen 16-bit weights to fp32, as prepare_model_for_kbit_training does
-    liger: bool = True  # fused norms, SwiGLU, rotary embedding and loss
+    liger: bool = True  # fused norms, SwiGLU, rotary embedding
     liger_first: bool = False  # before the adapter instead of after it: does the order matter?
     fused: bool = True  # base and adapter of a layer in one autograd node
     checkpoint: str | int = "all"  # "none", "all", "offload", or n: recompute every n-th layer
@@ -145,8 +145,6 @@ def run(
             "fast": False,
         }
     made = trainer.build(model, tokenizer, encoded, recipe, callbacks=[watch], **arguments)
-    if setting and setting.liger:
-        levers.liger_loss(made)
     choose_attention(bool(setting and setting.any_attention))
     try:
         log = trainer.run(made, live=False)

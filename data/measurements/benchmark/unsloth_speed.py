@@ -140,7 +140,7 @@ def measured_way(folder: str, checkpointing, batch: int, packing: bool, steps, x
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import unsloth  # noqa: F401, I001  first, because it patches the others
     import torch
-    from benchmark.bench import T4_GIB, finite
+    from benchmark.bench import finite
     from utils import hardware
 
     lengths = [min(n, PACK) for n in measurements.read("speed_real_7b")["figures"]["lengths"]] * 2
@@ -148,10 +148,10 @@ def measured_way(folder: str, checkpointing, batch: int, packing: bool, steps, x
     model, tokenizer = load(folder, checkpointing, True, xformers)
     hardware.free()
     total = torch.cuda.get_device_properties(0).total_memory / hardware.GIB
-    torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.T4_GIB / total))
     found = step(model, tokenizer, checkpointing, batch, PACK, lengths, packing, steps)
     useful, gpu = sum(found["useful_tokens"][-steps[2] :]), sum(found["gpu_ms_steps"]) / 1e3
-    found |= {"useful_tokens_profiled": useful, "useful_tokens_per_gpu_s": useful / gpu, "cap_gib": T4_GIB}
+    found |= {"useful_tokens_profiled": useful, "useful_tokens_per_gpu_s": useful / gpu, "cap_gib": hardware.T4_GIB}
     packages = (*PACKAGES, *(["xformers"] if xformers else []))
     return finite({k: v for k, v in found.items() if k != "kernels"}), {p: version(p) for p in packages}
 
