@@ -26,7 +26,7 @@ MAY = {
     "generation": {"runtime", "hardware", "presets", "data", "models"},
     "evaluation": {"runtime", "hardware", "presets", "data", "models", "generation"},
     "training": {"runtime", "hardware", "presets", "data", "models", "notebook.figures"},
-    "planning": {"runtime", "hardware", "presets", "data", "models", "training"},
+    "planning": {"runtime", "hardware", "presets", "data", "models", "training", "notebook.measurements"},
     "notebook.figures": set(),
     "notebook.exercise": set(),
     "notebook.measurements": {"runtime"},

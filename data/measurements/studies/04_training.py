@@ -24,7 +24,6 @@ from dataclasses import asdict, replace
 
 import study
 import torch
-from benchmark import bench, measure
 from transformers import TrainerCallback
 
 from utils import evaluation, generation, hardware, presets
@@ -117,10 +116,7 @@ def gpu() -> dict:
     rules = {"device": "cpu"}
     if torch.cuda.is_available():
         os.environ.setdefault("QLORA_CAPABILITY", "7.5")
-        total = torch.cuda.get_device_properties(0).total_memory / hardware.GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, bench.T4_GIB / total))
-        measure.choose_attention(False)
-        rules = {"attention": "memory-efficient", "cap_gib": bench.T4_GIB}
+        rules = {"attention": "memory-efficient", "cap_gib": hardware.T4_GIB}  # the base is loaded by these
     world = presets.pick(data=os.environ.get("DATA", ""))
     recipe = replace(world.recipe, steps=14, batch_size=2) if chosen.quick else world.recipe
     tokenizer, skips = (

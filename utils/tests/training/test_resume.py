@@ -36,8 +36,8 @@ from utils.tests import tiny
 from utils.training import checkpoints
 from utils.training.trainer import train
 
-# The optimizer and the recomputing of the 7B profile's kind.
-RECIPE = replace(tiny.TWO_PASSES, gradient_checkpointing=True, optimizer="paged_adamw_8bit")
+# The packs, the optimizer and the recomputing of the 7B profile's kind.
+RECIPE = replace(tiny.TWO_PASSES, pack_length=128, gradient_checkpointing=1, optimizer="paged_adamw_8bit")
 
 
 def last(original, number: int, counts=lambda *_: True):
