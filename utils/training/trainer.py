@@ -48,7 +48,7 @@ class Trainer(Whole, SFTTrainer):
     """
 
     # Twice in each pass transformers would walk through the thousands of modules of a model with its adapter: to count
-    # its parameters, and to put them into training mode. On a host as slow as its GPU is fast that is a tenth of a pass.
+    # its parameters, and to put them into training mode. Where a slow host feeds a fast GPU that is a tenth of a pass.
     def floating_point_ops(self, inputs):
         return 0
 
