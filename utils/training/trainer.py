@@ -126,13 +126,14 @@ def build(model, tokenizer, encoded, recipe: Recipe, held_out=None, checkpoints=
         settings: fields of SFTConfig that are to differ from `arguments`.
 
     Raises:
-        Stop: nothing to train, no rows, or packs that do not say where their rows end.
+        Stop: nothing to train, no rows, what `loading.check` refuses, or packs that do not say where their rows end.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
+    loading.check(model, tokenizer)
     # The trainer makes its folder at once, and never uses it: checkpoints have places of their own.
     with guards.explained(recipe), tempfile.TemporaryDirectory() as folder:
         args = arguments(recipe, len(encoded), folder, checkpoints.every if checkpoints else 0, held_out is not None)
