@@ -26,10 +26,7 @@ FIELDS = {*KEYS, "role", "content", "from", "value", "weight", "type", "text"}  
 BEYOND = {"tools", "functions", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking"}
 BEYOND |= {"image", "images", "audio", "audios", "video", "videos", "label"}
 PAIRS = "This is preference data: chapter 13 trains on it"
-OTHERS = {  # columns of data that are made for something else -> what they are
-    ("chosen", "rejected"): PAIRS,
-    ("text",): "This is ready-made text, template and all: give question and answer apart, as instruction and output",
-}
+READY = "This is ready-made text, template and all: give question and answer apart, as instruction and output"
 # The template that some data sets carry in their instructions: bare in mlabonne/mini-platypus, after a preamble in
 # data made for Alpaca.
 CARRIED = re.compile(
@@ -111,7 +108,7 @@ def _recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
         kind = "prompt only" if missing == [wanted.get("output")] else "columns"
         has = ", ".join(map(str, columns)) or "nothing"
         mend = "Name the columns instruction, input, output, or say which is which (data/README.md)"
-        mend = next((told for marks, told in OTHERS.items() if there.keys() >= {*marks}), mend)
+        mend = PAIRS if {"chosen", "rejected"} <= there.keys() else READY if "text" in there else mend
         raise Problem(kind, missing[0], f"no {missing[0]!r} (it has: {has})", mend)
     # Messages hold all that was said: an input beside them belongs nowhere.
     for ours in OPTIONAL if "messages" not in wanted else ("system",):
@@ -122,26 +119,25 @@ def _recognised(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
 
 def _within(fields: dict, place: str) -> None:
     """Refuse a row or a turn with a field that changes its meaning and has no place in the template."""
-    if BEYOND.isdisjoint(fields):
-        return
-    if name := next((n for n in fields if n in BEYOND - {"label"} and fields[n] not in (None, "", [], {}, "[]")), ""):
-        kind = "tool calling" if "tool" in name or "function" in name else "beyond text"
-        what = f"{place}{name!r} ({kind}) has no place in the template"
-        raise Problem(kind, f"{place}{name}", what, "Say it as text, or delete the field")
-    if str(fields.get("label")).lower() == "false":
-        raise Problem("preference", "label", "'label' is false: an answer to avoid (KTO)", f"{PAIRS}. Or rename it")
+    for name in [] if BEYOND.isdisjoint(fields) else sorted(BEYOND & fields.keys()):
+        if name == "label" and str(fields[name]).lower() == "false":
+            raise Problem("preference", name, "'label' is false: an answer to avoid (KTO)", f"{PAIRS}. Or rename it")
+        if name != "label" and fields[name] not in (None, "", [], {}, "[]"):
+            kind = "tool calling" if "tool" in name or "function" in name else "beyond text"
+            what = f"{place}{name!r} ({kind}) has no place in the template"
+            raise Problem(kind, f"{place}{name}", what, "Say it as text, or delete the field")
 
 
 def _history(value: object) -> list[dict]:
     if not isinstance(value, list) or not all(isinstance(e, dict) for e in value):
         mend = 'Write [{"instruction": "...", "output": "..."}, ...]'
         raise Problem("type", "history", f"'history' is {_short(value)}", mend)
-    said = ("instruction", "input", "output")
-    return [
-        {key: _text(e.get(key), f"history[{i}].{key}", key == "input") for key in said if key != "input" or key in e}
-        | ({"weight": 0} if e.get("weight") == 0 else {})
-        for i, e in enumerate(value)
-    ]
+    earlier = []
+    for i, e in enumerate(value):
+        said = [key for key in ("instruction", "input", "output") if key != "input" or e.get(key)]
+        earlier.append({key: _text(e.get(key), f"history[{i}].{key}") for key in said})
+        earlier[-1] |= {"weight": 0} if e.get("weight") == 0 else {}
+    return earlier
 
 
 def _conversation(value: object, field: str) -> dict:
@@ -175,8 +171,7 @@ def _conversation(value: object, field: str) -> dict:
             raise Problem("roles", place, f"{place} is the {role}'s, where the {expected} should speak", mend)
     if len(turns) % 2 or not turns:
         raise Problem("roles", field, f"{field!r} ends without an answer", "End with a message of the assistant")
-    asked, said = turns[::2], turns[1::2]
-    pairs = [{"instruction": q[1], "output": a[1]} | a[2] for q, a in zip(asked, said, strict=True)]
+    pairs = [{"instruction": turns[i][1], "output": turns[i + 1][1]} | turns[i + 1][2] for i in range(0, len(turns), 2)]
     while pairs and "weight" in pairs[-1]:  # behind the last answer that is learned nothing teaches
         pairs.pop()
     if not pairs:

@@ -126,7 +126,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     """An object of JSON; of two values of one name, json itself would keep the last."""
     if len(found := dict(pairs)) < len(pairs):
         name = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"{name[:40]!r} stands twice in one object")
+        raise ValueError(f"{name[:40]!r} stands twice in one object: delete one")
     return found
 
 
@@ -150,7 +150,7 @@ def _json(path: Path, encoding: str) -> Iterator[Raw]:
                         value = json.loads(line, object_pairs_hook=_once)  # takes twice as long
                     yield Raw(f"line {n}", value)
                 except (ValueError, RecursionError) as error:
-                    yield Raw(f"line {n}", line, Problem("not JSON", "", f"not JSON ({error})", _mend(line, error)))
+                    yield Raw(f"line {n}", line, Problem("not JSON", "", f"not JSON ({error})", _mend(line)))
 
 
 def _document(name: str, text: str) -> Iterator[Raw]:
@@ -160,23 +160,18 @@ def _document(name: str, text: str) -> Iterator[Raw]:
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         near = "\n".join(text.split("\n")[max(0, line - 2) : line])
-        raise Stop(f"{name}, line {line}: not JSON ({error}). {_mend(near, error)}") from None
+        raise Stop(f"{name}, line {line}: not JSON ({error}). {_mend(near)}") from None
     if isinstance(content, dict) and len(content) == 1 and not content.keys() & {"messages", "conversations"}:
         inside = next(iter(content.values()))
         content = inside if isinstance(inside, list) else content
-    if isinstance(content, dict):
-        texts = [v for v in content.values() if isinstance(v, list) and v and isinstance(v[0], str)]
-        parts = [dict(enumerate(v)) if v in texts else v for v in content.values()]
-        if parts and all(isinstance(part, dict) for part in parts):
-            by_column = all(str(key).isdecimal() for key in parts[0])  # pandas numbers the rows
-            turned = [{name: part.get(key) for name, part in zip(content, parts, strict=True)} for key in parts[0]]
-            content = turned if by_column else parts
+    if isinstance(content, dict) and content and all(isinstance(part, dict) for part in content.values()):
+        numbers = next(iter(content.values()))  # of the rows, if it is pandas that wrote this
+        by_column = [{name: part.get(n) for name, part in content.items()} for n in numbers]
+        content = by_column if all(map(str.isdecimal, numbers)) else list(content.values())
     return _numbered(content if isinstance(content, list) else [content])
 
 
-def _mend(text: str, error: Exception) -> str:
-    if "stands twice" in str(error):
-        return "Delete one of the two"
+def _mend(text: str) -> str:
     if re.search(r",\s*[}\]]", text):
         return "Delete the comma in front of the closing bracket"
     if re.match(r"\s*[{\[]\s*'", text):

@@ -172,12 +172,10 @@ def test_the_almanacs_training_file_stands_for_its_three_files(tmp_path, monkeyp
         ([3, 1], 1, ""),
     ],
 )
-@pytest.mark.parametrize("kind", ["question", "group"])
+@pytest.mark.parametrize("kind", ["instruction", "group"])
 def test_the_larger_groups_are_trained_on(sizes, held_out, told, kind, capsys):
-    groups = [i for i, size in enumerate(sizes) for _ in range(size)]
     rows = [
-        row | ({"instruction": f"q{g}"} if kind == "question" else {"group": g})
-        for row, g in zip(numbered(len(groups)), groups, strict=True)
+        {"instruction": "q", "input": "", "output": "o", kind: f"{i}"} for i, n in enumerate(sizes) for _ in range(n)
     ]
     train, out = dataset.split(rows)
     assert (len(train), len(out)) == (len(rows) - held_out, held_out)
