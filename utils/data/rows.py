@@ -70,8 +70,8 @@ def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, li
         raise Problem("not an object", "", f"a {type(raw).__name__}, not an object", mend)
     names = _recognised(tuple(raw), tuple((columns or {}).items()))
     _within(raw, "")
-    read = names.values()
-    row = {k: _intact(v, k) if isinstance(v, str) else v for k, v in raw.items() if k not in KEYS and k not in read}
+    read = {*KEYS, *names.values()}
+    row = {k: _intact(v, k) if isinstance(v, str) else v for k, v in raw.items() if k not in read}
     if "messages" in names:
         row |= _conversation(raw[names["messages"]], names["messages"])
     elif isinstance(raw[names["instruction"]], list) and isinstance(raw[names["output"]], list):
@@ -186,14 +186,15 @@ def _notes(row: dict) -> list[Problem]:
         row["instruction"], row["input"] = carried[1], carried[2] or row["input"]
         what = "'instruction' carried a template, which was taken off"
         notes.append(Problem("template", "instruction", what, "Give the bare text; the template is put around it"))
-    texts = [(key, row.get(key, "")) for key in ("system", "instruction", "input", "output")]
+    texts = [(key, row[key]) for key in ("instruction", "input", "output") if row[key]]
+    texts += [("system", row["system"])] if "system" in row else []
     for i, exchange in enumerate(row.get("history", ())):
         texts += [(f"history[{i}].{key}", text) for key, text in exchange.items() if key != "weight"]
     for key, text in texts:
         if ("<" in text or "[" in text or "#" in text or ": " in text) and (found := CONTROL.search(text)):
             what = f"{key!r} holds {found[0]!r}, which is trained as the letters that it is"
             notes.append(Problem("control text", key, what, "Delete it if another template left it there"))
-        if key.endswith("output") and len(text) < 20 and text.strip().lower() in NOTHING:
+        if len(text) < 20 and key.endswith("output") and text.strip().lower() in NOTHING:
             what = f"{key!r} is {_short(text)}, which many programs write for an empty cell"
             notes.append(Problem("stand-in", key, what, "Delete the row if there is no answer"))
     return notes
@@ -216,7 +217,7 @@ def _text(value: object, field: str, optional: bool = False) -> str:
 
 def _intact(value: str, field: str) -> str:
     """`value`, if it holds no byte that could not be read and no half of a character."""
-    if half := HALF.search(value):
+    if not value.isascii() and (half := HALF.search(value)):
         what = "bytes that are not UTF-8" if "\udc80" <= half[0] <= "\udcff" else "half a character"
         raise Problem("encoding", field, f"{field!r} holds {what}", "Write it again, as UTF-8")
     return value
