@@ -130,7 +130,8 @@ def encode(tokenizer, rows: list[dict], max_length: int):
     too_long = [(row, n) for row, n in zip(rows, lengths, strict=True) if n > min(max_length, reads)]
     if too_long:
         enough = sorted(lengths)[ceil(0.95 * len(rows)) - 1]
-        mend = f"max_length {enough:,} keeps 95 % of rows" if enough <= reads else f"The base reads {reads:,} at most"
+        mend = f"max_length {enough:,} keeps 95 % of rows, {max(lengths):,} keeps all"
+        mend = mend if enough <= reads else f"The base reads {reads:,} at most"
         problems = [(row, Problem("too long", "", f"{n:,} tokens are too many", mend)) for row, n in too_long]
         reports = {id(report): report for row, problem in problems if (report := reject(row, problem))}
         for report in reports.values():

@@ -77,6 +77,8 @@ def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, li
     elif isinstance(raw[names["instruction"]], list) and isinstance(raw[names["output"]], list):
         both = raw[names["instruction"]] + raw[names["output"]]  # trl's conversational prompt and completion
         row |= _conversation(both, f"{names['instruction']} + {names['output']}")
+        if beside := next((names[key] for key in ("input", "history") if raw.get(names.get(key))), ""):
+            raise Problem("input", beside, f"{beside!r} stands beside a conversation", "Put it into its messages")
     else:
         row |= {ours: _text(raw[names[ours]], names[ours]) for ours in ("instruction", "output")}
     row["input"] = _text(raw.get(names.get("input")), names.get("input", "input"), optional=True)
@@ -124,7 +126,7 @@ def _within(fields: dict, place: str) -> None:
             raise Problem("preference", name, "'label' is false: an answer to avoid (KTO)", f"{PAIRS}. Or rename it")
         if name != "label" and fields[name] not in (None, "", [], {}, "[]"):
             kind = "tool calling" if "tool" in name or "function" in name else "beyond text"
-            what = f"{place}{name!r} ({kind}) has no place in the template"
+            what = f"'{place}{name}' ({kind}) has no place in the template"
             raise Problem(kind, f"{place}{name}", what, "Say it as text, or delete the field")
 
 

@@ -237,7 +237,8 @@ def test_too_long_rows_are_rejected_with_their_lengths_and_what_would_keep_them(
     written = [json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()]
     assert [line["row"] for line in written] == too_long and len(too_long) + len(encoded) == 40
     assert written[-1]["where"] == "line 40"
-    told = f"{lengths[-1]} tokens are too many. max_length {sorted(lengths)[37]} keeps 95 % of rows"
+    enough = f"max_length {sorted(lengths)[37]} keeps 95 % of rows, {max(lengths)} keeps all"
+    told = f"{lengths[-1]} tokens are too many. {enough}"
     assert written[-1]["reason"] == f"my.jsonl, line 40: {told}"
     assert (report.kept, report.rejected) == (len(encoded), len(too_long))
     assert f"rejected (too long {len(too_long)})" in str(report) and told[-30:] in str(report)

@@ -165,7 +165,7 @@ def test_what_changes_the_meaning_is_obeyed(raw, wanted):
         (GOOD | {"tools": [{"name": "f"}]}, "'tools' (tool calling) has no place in the template. Say it as text"),
         (GOOD | {"images": ["x.png"]}, "'images' (beyond text) has no place"),
         *(
-            ({"messages": [*talk(U), turn("a", **more)]}, f"messages[1].{name!r} ({kind}) has no place")
+            ({"messages": [*talk(U), turn("a", **more)]}, f"'messages[1].{name}' ({kind}) has no place")
             for name, kind, more in (
                 ("tool_calls", "tool calling", {"tool_calls": [{"id": 1}]}),
                 ("function_call", "tool calling", {"function_call": {"name": "f"}}),
@@ -176,6 +176,7 @@ def test_what_changes_the_meaning_is_obeyed(raw, wanted):
         ({"messages": [*talk(U), turn("a", weight=0)]}, "'messages' has no answer to learn: every weight is 0"),
         ({"messages": talk(("system", "s"), U, A), "system": "t"}, "'system' and the system's message are two texts"),
         ({"question": "i", "context": {"a": "b"}, "answer": "o"}, "'context' is {"),
+        ({"prompt": talk(U), "completion": talk(A), "input": "c"}, "'input' stands beside a conversation. Put it into"),
     ],
 )
 def test_what_the_template_cannot_say_is_refused(raw, reason):
