@@ -95,7 +95,7 @@ def fields(raw: dict, columns: dict[str, str] | None = None) -> dict[tuple[str, 
     """(name, whether `normal` reads it) of the columns of a usable row, and of the fields of its turns."""
     read = set(_recognised(tuple(raw), tuple((columns or {}).items())).values())
     turns = [(name, turn) for name in read if isinstance(raw[name], list) for turn in raw[name]]
-    own = dict.fromkeys((str(name), name in read) for name in raw)
+    own = dict.fromkeys((str(name), name in read or name == "group") for name in raw)  # which `dataset.split` reads
     return own | dict.fromkeys((f"{name}[].{key}", key in FIELDS) for name, turn in turns for key in turn)
 
 

@@ -87,7 +87,7 @@ def check(raws: Iterable[Raw], report: Report, columns: dict[str, str] | None = 
             else:
                 report.kept += 1
                 shape = tuple(raw.value)
-                if nested.get(shape, len(nested) < SHOWN):
+                if len(report.fields) < SHOWN and nested.get(shape, len(nested) < SHOWN):
                     found = rows.fields(raw.value, columns)
                     nested[shape] = len(found) > len(shape)
                     report.fields |= found

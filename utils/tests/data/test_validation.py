@@ -137,9 +137,12 @@ def test_a_clean_source_leaves_no_files_not_even_old_ones(tmp_path):
 
 def test_the_report_names_every_column_and_field_and_whether_it_is_used(tmp_path):
     turns = [{"role": "user", "content": "i"}, {"role": "assistant", "content": "o", "weight": 1, "name": "Ada"}]
-    raws = [{"instruction": "i", "output": "o", "nr": b"1"}, {"messages": turns, "input": "c", "system": "s"}]
+    raws = [
+        {"instruction": "i", "output": "o", "group": 1, "nr": b"1"},
+        {"messages": turns, "input": "c", "system": "s"},
+    ]
     _, report = checked(numbered(raws), tmp_path)
-    used = "used: instruction, output, messages, system, messages[].role, messages[].content, messages[].weight"
+    used = "used: instruction, output, group, messages, system, messages[].role, messages[].content, messages[].weight"
     assert str(report).split("\n")[1:] == [used, "not used: nr, input, messages[].name"]
     _, report = checked(numbered([{"question": "q", "answer": "a", **{f"c{i}": i for i in range(5000)}}]), tmp_path)
     assert len(str(report)) < 500 and str(report).endswith("c19, 4980 more")
