@@ -29,8 +29,8 @@ def exact_match(rows: list[dict], answers: list[str]) -> dict[str, dict]:
     """
     marks: dict[str, dict] = {}
     for row, said in zip(rows, answers, strict=True):
-        level = marks.setdefault(row.get("level", "all"), {"asked": 0, "exact": 0, "contains": 0})
-        expected = row["output"].strip()  # as the template writes it
+        level = marks.setdefault(str(row.get("level", "all")), {"asked": 0, "exact": 0, "contains": 0})
+        expected = row["output"].strip()  # answers have no space around them
         level["asked"] += 1
         level["exact"] += said == expected
         level["contains"] += expected in said
@@ -40,7 +40,7 @@ def exact_match(rows: list[dict], answers: list[str]) -> dict[str, dict]:
 def loss(model, tokenizer, encoded, batch_size: int = 32) -> float:
     """Mean cross-entropy a completion token over encoded rows, in nats: the held-out loss.
 
-    Every token counts once, however the rows are batched.
+    Every token counts once, however the rows are batched. NaN where there are no rows.
     """
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     total, tokens = 0.0, 0
@@ -52,7 +52,7 @@ def loss(model, tokenizer, encoded, batch_size: int = 32) -> float:
             logits = model(**batch).logits[:, :-1].float().flatten(0, 1)
         total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
         tokens += int((labels != -100).sum())
-    return total / tokens
+    return total / tokens if tokens else float("nan")
 
 
 def f1(expected: str, said: str) -> float:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 
 import torch
 import transformers as t
@@ -30,19 +30,24 @@ def answer(model, tokenizer, rows: list[dict], max_new_tokens: int = 16, batch_s
     """Greedy answers to the prompts of `rows`, in their order, without surrounding space.
 
     Prompts are padded on the left (on the right the model would continue the padding) and sorted by length, so that
-    little is padded.
+    little is padded. A prompt that leaves no room for an answer gets "", and a line says so.
     """
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ends = sorted(_ends(model) | {tokenizer.eos_token_id})
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
     greedy = t.GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **special)
     prompts = [template.encode_prompt(tokenizer, row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    order = [i for i in order if len(prompts[i]) < model.config.max_position_embeddings]
+    if len(order) < len(rows):
+        print(f"{len(rows) - len(order)} of {len(rows)} questions are too long for this model, and are not asked")
     answers = [""] * len(rows)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         inputs = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, padding_side="left", return_tensors="pt")
         with evaluating(model):
             ids = model.generate(**inputs.to(model.device), generation_config=greedy)
-        texts = tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        said = [takewhile(lambda i: i not in ends, new) for new in ids[:, inputs.input_ids.shape[1] :].tolist()]
+        texts = tokenizer.batch_decode([list(new) for new in said], skip_special_tokens=True)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text.strip()
     return answers
@@ -79,10 +84,17 @@ def stream(model, tokenizer, row: dict, sampling: Sampling | None = None, adapte
     def texts():
         so_far = []
         for token in tokens(model, ids, sampling or Sampling(), adapter):
+            if token == tokenizer.eos_token_id:  # which was trained; the base may have another
+                return
             so_far.append(token)
             yield tokenizer.decode(so_far, skip_special_tokens=True).rstrip("\ufffd").strip()
 
     return texts()
+
+
+def _ends(model) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or ())
 
 
 def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> Iterator[int]:
@@ -95,8 +107,7 @@ def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> I
         adapter: False switches the adapter off, for each step alone: between two tokens the model is as it was.
     """
     choose = _chooser(model, sampling)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ends = _ends(model)
     seen = new = torch.tensor([ids], device=model.device)
     kept = {cache_argument(model): t.DynamicCache(config=model.config)}
     for _ in range(min(sampling.max_new_tokens, model.config.max_position_embeddings - len(ids))):

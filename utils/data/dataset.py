@@ -5,15 +5,17 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 from utils.data import duplicates, sources, template
-from utils.data.validation import Report, check
+from utils.data.rows import KEYS, Problem
+from utils.data.validation import Report, check, reject
 from utils.presets import PROFILES, Profile
 from utils.runtime import OUTPUTS, Stop
 
 ALMANAC = Path(PROFILES["pocket"].data).parent
-HELD_OUT = 0.1  # share of the rows that is kept for the held-out loss
+HELD_OUT, AT_MOST = 0.1, 0.2  # share of the rows that is kept for the held-out loss; where groups are large
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,13 @@ def load(profile: Profile) -> Data:
     """The data of a profile: the almanac, a file of one's own, or a data set from the Hub.
 
     The almanac comes split by person. Other data are split 90 to 10, rows with the same question, or the same value in
-    a column `group`, together; if rows were rejected or noted, a line says so. The environment variable QLORA_COLUMNS
-    may name the columns: "instruction=Frage,output=Antwort". Stops as `examine` does.
+    a column `group`, together; the report is printed. The environment variable QLORA_COLUMNS may name the columns:
+    "instruction=Frage,output=Antwort". Stops as `examine` does.
     """
     if Path(profile.data).resolve() == ALMANAC / "train.jsonl":
         return Data(*(read(ALMANAC / f"{name}.jsonl") for name in ("train", "validation", "test")))
     report, rows = examine(profile.data)
-    if report.findings:
-        print(report)
-    if len(rows) < 2:
-        raise Stop(f"{profile.data} has one row: one to train on and one to test with are the least. Add rows")
+    print(report)
     return Data(*split(rows, by="group"))
 
 
@@ -56,13 +55,17 @@ def examine(source: str | Path, columns: dict | None = None, encoding: str = "")
         encoding: of a text file that is neither UTF-8 nor marked.
 
     Raises:
-        Stop: no row can be used (the message names the first problem), or the source cannot be read at all.
+        Stop: no row can be used (the message names the first problem), the source cannot be read at all, or `columns`
+            has a key that is none of ours.
     """
+    columns = columns or _named_columns()
+    if unknown := sorted(columns.keys() - {*KEYS, "messages"}):
+        raise Stop(f"There is no column {unknown[0]!r} to be named: only {', '.join(KEYS)} and messages")
     path = sources.find(source)
     name = path.name if path else str(source)
     report = Report(name, OUTPUTS / "data" / name.replace("/", "--"))
     raws = sources.read(path, encoding) if path else sources.hub(name)
-    rows = list(check(raws, report, columns or _named_columns()))
+    rows = list(check(raws, report, columns))
     if rows:
         return report, rows
     if report.findings:
@@ -72,13 +75,16 @@ def examine(source: str | Path, columns: dict | None = None, encoding: str = "")
 
 def _named_columns() -> dict[str, str]:
     pairs = [pair.split("=", 1) for pair in os.environ.get("QLORA_COLUMNS", "").split(",") if pair.strip()]
-    if any(len(pair) != 2 for pair in pairs):
+    if any(len(pair) != 2 or not all(map(str.strip, pair)) for pair in pairs):
         raise Stop("QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction=Frage,output=Antwort")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
 def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tuple[list[dict], list[dict]]:
     """Two parts, shuffled, the second of about a tenth of the rows; rows of one group are in one part.
+
+    The second has at most a fifth, whatever the groups. Where each is larger, the smallest is held out, where there is
+    but one, single rows, and of one row none; a line says so.
 
     Args:
         by: a column, or a function of a row, with the same value for all rows of a group. A row without a value, and
@@ -87,29 +93,52 @@ def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tup
     groups = defaultdict(list)
     for row in random.Random(0).sample(rows, len(rows)):
         value = by(row) if callable(by) else row.get(by)
-        groups[duplicates.question(row) if value is None else (value,)].append(row)
-    if len(groups) == 1:  # all rows ask the same (a style to learn): there is nothing to keep apart
+        group = value if isinstance(value, str) else repr(value)  # a column may hold anything
+        groups[duplicates.question(row) if group in ("", "None", "nan") else (group,)].append(row)
+    if len(groups) == 1 < len(rows):  # a style to learn: there is nothing to keep apart
+        print("All rows ask the same, or are of one group: single rows are held out")
         groups = {i: [row] for i, row in enumerate(next(iter(groups.values())))}
     wanted, held_out, train = max(1, round(HELD_OUT * len(rows))), [], []
     for group in groups.values():
-        (held_out if len(held_out) < wanted else train).extend(group)
+        fits = len(held_out) < wanted and len(held_out) + len(group) <= AT_MOST * len(rows)
+        (held_out if fits else train).extend(group)
+    if not held_out:
+        held_out = min(groups.values(), key=len) if len(groups) > 1 else []
+        train = [row for group in groups.values() if group is not held_out for row in group]
+        if len(held_out) != 1:
+            print(f"Groups of rows: {len(groups):,}. Held out: {len(held_out):,} of {len(rows):,} rows")
     return train, held_out
 
 
 def encode(tokenizer, rows: list[dict], max_length: int):
     """Token ids and labels of `rows`, and the rows that are too long to be trained on.
 
-    A row that does not fit is left out, whole: cut off, it would lose its end-of-sequence token, and the model would
-    learn never to stop.
+    A row that does not fit (into the base's context, too, which `load_tokenizer` notes) is left out, whole: cut off, it
+    would lose its end-of-sequence token, and the model would learn never to stop. It goes to rejected.jsonl with its
+    length, and the report is printed again, with the max_length that keeps 95 % of the rows.
 
     Returns:
-        (datasets.Dataset with input_ids and labels, list of rows longer than `max_length` tokens)
+        (datasets.Dataset with input_ids and labels, list of rows that are too long)
+
+    Raises:
+        Stop: no row fits, and the rest of their file, if there is one, is smaller.
     """
     from datasets import Dataset
 
     encoded = [template.encode(tokenizer, row) for row in rows]
-    too_long = [row for row, e in zip(rows, encoded, strict=True) if len(e["input_ids"]) > max_length]
-    fitting = [e for e in encoded if len(e["input_ids"]) <= max_length]
-    if not fitting:
-        raise Stop(f"All {len(rows)} rows are longer than {max_length} tokens. Shorten them, or raise max_length")
-    return Dataset.from_list(fitting), too_long
+    lengths, reads = [len(e["input_ids"]) for e in encoded], tokenizer.model_max_length
+    too_long = [(row, n) for row, n in zip(rows, lengths, strict=True) if n > min(max_length, reads)]
+    if too_long:
+        enough = sorted(lengths)[ceil(0.95 * len(rows)) - 1]
+        mend = f"max_length {enough:,} keeps 95 % of rows, {max(lengths):,} keeps all"
+        mend = mend if enough <= reads else f"The base reads {reads:,} at most"
+        problems = [(row, Problem("too long", "", f"{n:,} tokens are too many", mend)) for row, n in too_long]
+        reports = {id(report): report for row, problem in problems if (report := reject(row, problem))}
+        for report in reports.values():
+            report.advice = f"; {mend}"
+            print(report)
+        if len(too_long) == len(rows) and all(report.kept < len(rows) for report in reports.values()):
+            raise Stop(f"All {len(rows)} rows are longer than {min(max_length, reads)} tokens. Shorten them: {mend}")
+    fitting = [e for e, n in zip(encoded, lengths, strict=True) if n <= min(max_length, reads)]
+    columns = {key: [e[key] for e in fitting] for key in ("input_ids", "labels")}
+    return Dataset.from_dict(columns), [row for row, _ in too_long]

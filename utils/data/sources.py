@@ -7,6 +7,7 @@ import contextlib
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ MARKS = {  # at the beginning of a text; that of UTF-32 begins like UTF-16's, so
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
+NO_TEXT = (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b", b"<!DOC", b"<html")  # begin: xlsx and zip, xls, gzip, a page
 csv.field_size_limit(2**31 - 1)  # a long answer is no mistake
 
 
@@ -63,7 +65,10 @@ def read(path: Path, encoding: str = "") -> Iterator[Raw]:
     Raises:
         Stop: the file as a whole cannot be read; the message says how to mend it.
     """
-    if path.is_dir() or path.suffix.lower() == ".parquet":
+    start = b"" if path.is_dir() else _start(path)
+    if start.startswith(NO_TEXT):
+        raise Stop(f"{path.name} is a spreadsheet, an archive or a web page. Save the table in it as CSV (UTF-8)")
+    if path.is_dir() or path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
         yield from _table(path)
         return
     encoding = encoding or _encoding(path)
@@ -112,6 +117,19 @@ def _open(path: Path, encoding: str, newline: str):
     return open(path, encoding=encoding, newline=newline, errors="surrogateescape" if "8" in encoding else "strict")
 
 
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4096)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON; of two values of one name, json itself would keep the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        name = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{name[:40]!r} stands twice in one object: delete one")
+    return found
+
+
 def _json(path: Path, encoding: str) -> Iterator[Raw]:
     """A value a line, or one document: the name's end and the first two lines tell."""
     with _open(path, encoding, "\n") as file:
@@ -127,15 +145,18 @@ def _json(path: Path, encoding: str) -> Iterator[Raw]:
         for n, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield Raw(f"line {n}", json.loads(line))
+                    value = json.loads(line)
+                    if isinstance(value, dict) and line.count('":') != len(value):  # nested, or with a name twice
+                        value = json.loads(line, object_pairs_hook=_once)  # takes twice as long
+                    yield Raw(f"line {n}", value)
                 except (ValueError, RecursionError) as error:
                     yield Raw(f"line {n}", line, Problem("not JSON", "", f"not JSON ({error})", _mend(line)))
 
 
 def _document(name: str, text: str) -> Iterator[Raw]:
-    """The rows of a JSON array, or of an object that holds one under a single name."""
+    """The rows of a JSON array, or of an object: a list under its one name, by column (pandas), or by id."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         near = "\n".join(text.split("\n")[max(0, line - 2) : line])
@@ -143,6 +164,10 @@ def _document(name: str, text: str) -> Iterator[Raw]:
     if isinstance(content, dict) and len(content) == 1 and not content.keys() & {"messages", "conversations"}:
         inside = next(iter(content.values()))
         content = inside if isinstance(inside, list) else content
+    if isinstance(content, dict) and content and all(isinstance(part, dict) for part in content.values()):
+        numbers = next(iter(content.values()))  # of the rows, if it is pandas that wrote this
+        by_column = [{name: part.get(n) for name, part in content.items()} for n in numbers]
+        content = by_column if all(map(str.isdecimal, numbers)) else list(content.values())
     return _numbered(content if isinstance(content, list) else [content])
 
 
@@ -157,57 +182,70 @@ def _mend(text: str) -> str:
 def _csv(path: Path, encoding: str) -> Iterator[Raw]:
     with _open(path, encoding, "") as file:
         header = next((line for line in file if line.strip()), "")
-        separator = max("\t;,", key=lambda c: len(next(csv.reader([header], delimiter=c), [])))
+        said = re.fullmatch(r'"?sep=(.)"?\s*', header)  # written for Excel
+        separator = said[1] if said else max("\t;,", key=lambda c: len(next(csv.reader([header], delimiter=c), [])))
         file.seek(0)
         taken: list[str] = []  # lines of the row that is being read
         reader = csv.reader((taken.append(line) or line for line in file), delimiter=separator, strict=True)
         names, cells = None, []
         while cells is not None:
             taken.clear()
-            begins = f"line {reader.line_num + 1}"
+            begins, problem = reader.line_num + 1, None
             try:
                 cells = next(reader, None)
             except csv.Error as error:
                 mend = 'Put a text with quotes into quotes, and double those inside: "say ""hello"""'
-                yield Raw(begins, "".join(taken), Problem("not CSV", "", f"not CSV ({error})", mend))
-                continue
-            if not any(cell.strip() for cell in cells or []):
-                continue
-            if names is None:
+                problem = Problem("not CSV", "", f"not CSV ({error})", mend)
+            if said or not (problem or any(cell.strip() for cell in cells or [])):
+                said = None
+            elif names is None and not problem:
                 names = [cell.strip() for cell in cells]
                 if twice := {name for name in names if name and names.count(name) > 1}:
-                    raise Stop(f"{path.name}: two columns are named {min(twice)!r}. Rename one")
-            elif len(cells) != len(names):
+                    raise Stop(f"{path.name}: two columns are named {min(twice)[:40]!r}. Rename one")
+            elif len(taken) > 1 and _are_rows(taken[1:], len(names or ()), separator):
+                what = f"a quotation mark is open from line {begins} to {reader.line_num}, over what looks like rows"
+                mend = 'Double it if it belongs to the text (""); if the text has such lines, write JSONL'
+                problem = Problem("quotation mark", "", what, mend)
+                yield from (Raw(f"line {n}", line, problem) for n, line in enumerate(taken, begins) if line.strip())
+            elif problem or len(cells) != len(names):
                 mend = "Put a text that holds the separator or a line break into double quotes"
-                what = f"{len(cells)} cells for {len(names)} columns"
-                yield Raw(begins, "".join(taken), Problem("columns", "", what, mend))
+                told = f"{len(cells or ())} cells for {len(names or ())} columns"
+                yield Raw(f"line {begins}", "".join(taken), problem or Problem("columns", "", told, mend))
             else:
-                yield Raw(begins, {n: c for n, c in zip(names, cells, strict=True) if n or c})
+                yield Raw(f"line {begins}", {n: c for n, c in zip(names, cells, strict=True) if n or c})
+
+
+def _are_rows(lines: list[str], columns: int, separator: str) -> bool:
+    """Whether the lines of one cell look like rows: nine of ten have as many cells as there are columns."""
+    lines = [line for line in lines if line.strip()]
+    fits = sum(len(next(csv.reader([line], delimiter=separator), [])) == columns for line in lines)
+    return fits * (columns - 1) > 1 and fits >= 0.9 * len(lines)
 
 
 def _encoding(path: Path) -> str:
     """The encoding of a text file by its mark, else UTF-8. Where a line holds UTF-8 beyond ASCII, another that does not
     is the mistake of that line; where none does, the file is not UTF-8, and Stop has the command that converts it.
     """
-    with open(path, "rb") as file:
-        start = file.read(4096)
-        if marked := [encoding for encoding, marks in MARKS.items() if start.startswith(marks)]:
-            return marked[0]
-        if b"\0" in start[:2]:  # every second byte of ASCII in UTF-16; further on a zero is a mistake of its row
-            guess = ("UTF-32" if b"\0\0" in start else "UTF-16") + ("BE" if start.startswith(b"\0") else "LE")
-            wrong = f"line 1: not UTF-8 but {guess}"
-        else:
-            file.seek(0)
-            guess, wrong = "LATIN1", ""
+    start, first, beyond = _start(path), (), set()
+    if marked := [encoding for encoding, marks in MARKS.items() if start.startswith(marks)]:
+        return marked[0]
+    if b"\0" in start[:2]:  # every second byte of ASCII in UTF-16; further on a zero is a mistake of its row
+        guess = ("UTF-32" if b"\0\0" in start else "UTF-16") + ("BE" if start.startswith(b"\0") else "LE")
+        wrong = f"line 1: not UTF-8 but {guess}"
+    else:
+        with open(path, "rb") as file:
             for n, line in enumerate(file, 1):
                 if not line.isascii():
                     try:
                         line.decode("utf-8")
                         return "utf-8"
                     except UnicodeDecodeError as error:
-                        looks = " ".join(line[max(0, error.start - 12) : error.end + 12].decode("latin-1").split())
-                        wrong = wrong or f"line {n}: not UTF-8. If {looks!r} looks right, it is latin-1"
-    if not wrong:
-        return "utf-8"
-    convert = f'iconv -f {guess} -t UTF-8 "{path.name}" > "new-{path.name}"'
-    raise Stop(f"{path.name}, {wrong}. Convert it: {convert} (or save it as UTF-8)")
+                        first = first or (n, line[max(0, error.start - 12) : error.end + 12])
+                        beyond.update(line)
+        if not first:
+            return "utf-8"
+        guess = "CP1252" if beyond & {*range(0x80, 0xA0)} else "LATIN1"  # latin-1 prints nothing there
+        looks, name = " ".join(first[1].decode(guess, "replace").split()), guess.replace("LATIN", "latin-").lower()
+        wrong = f"line {first[0]}: not UTF-8. If {looks!r} looks right, it is {name}"
+    old, new = (shlex.quote(str(path.resolve().with_name(name))) for name in (path.name, f"new-{path.name}"))
+    raise Stop(f"{path.name}, {wrong}. Convert it: iconv -f {guess} -t UTF-8 {old} > {new} (or save it as UTF-8)")

@@ -15,9 +15,12 @@ and in front of its completion, and the first word of the answer is the piece th
 
 A conversation is a row with a `history`: its earlier exchanges, each with `instruction` and `output`. As token ids it
 is its exchanges one behind the other, each exactly as if it stood alone: one BOS in front of all, one EOS behind each
-answer. Every answer and its EOS are learned, because each is a place where the model must stop; a row of one exchange
-has one EOS. What the model wrote, its EOS included, is thus an exact prefix of the next prompt.
+answer. Every answer and its EOS are learned, because each is a place where the model must stop (but where the exchange
+has the weight 0); a row of one exchange has one EOS. What the model wrote, its EOS included, is thus an exact prefix of
+the next prompt.
 """
+
+import re
 
 
 def question(exchange: dict) -> str:
@@ -30,8 +33,12 @@ def question(exchange: dict) -> str:
 
 
 def completion(row: dict) -> str:
-    """The answer as the model should write it, without the end-of-sequence token: one space, then the output."""
-    return " " + row["output"].strip()
+    """The answer as the model should write it, without the end-of-sequence token: one space, then the output.
+
+    An indentation or a line break at its beginning stays (code lives on it); one space is the template's own.
+    """
+    text = row["output"].rstrip()
+    return text if re.match(r" \S", text) else " " + text
 
 
 def exchanges(row: dict) -> list[dict]:
@@ -66,7 +73,8 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
         if whole[: len(before)] != before:
             raise ValueError(f"the prompt's tokens change in front of the completion: {exchange['instruction'][:60]!r}")
         ids += whole
-        labels += [-100] * len(before) + whole[len(before) :]
+        learned = len(whole) - len(before) if exchange.get("weight", 1) else 0
+        labels += [-100] * (len(whole) - learned) + whole[len(whole) - learned :]
     return {"input_ids": ids, "labels": labels}
 
 

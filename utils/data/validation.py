@@ -13,6 +13,7 @@ from utils.data.rows import Problem
 from utils.data.sources import Raw
 from utils.runtime import shown
 
+FILES = ("rejected.jsonl", "findings.csv")
 SHOWN = 1000  # findings kept in memory; all of them stand in findings.csv
 
 
@@ -40,13 +41,26 @@ class Report:
     kinds: Counter = field(default_factory=Counter)  # of rejections
     notes: Counter = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)  # the first SHOWN
+    fields: dict[tuple[str, bool], None] = field(default_factory=dict)  # of kept rows: name, whether it is used
+    advice: str = ""
 
     def __str__(self) -> str:
         told = [f"{self.name}: {self.kept:,} of {self.kept + self.rejected:,} rows kept"]
         for title, counts in (("rejected", self.kinds), ("noted", self.notes)):
             if counts:
                 told.append(f"{counts.total():,} {title} ({', '.join(f'{k} {n}' for k, n in counts.most_common())})")
-        return ", ".join(told) + (f"; see {shown(self.folder)}" if len(told) > 1 else "")
+        told = [", ".join(told) + (f"; see {shown(self.folder)}" if len(told) > 1 else "") + self.advice]
+        for title, used in (("used", True), ("not used", False)):
+            names = [name[:40] for name, read in self.fields if read is used]
+            names = [*names[:20], f"{len(names) - 20} more"] if len(names) > 20 else names
+            told.append(f"{title}: {', '.join(names) or 'nothing'}")
+        return "\n".join(told)
+
+
+class Row(dict):
+    """A kept row. `origin`: its report, and its place."""
+
+    __slots__ = ("origin",)
 
 
 def check(raws: Iterable[Raw], report: Report, columns: dict[str, str] | None = None) -> Iterator[dict]:
@@ -56,34 +70,52 @@ def check(raws: Iterable[Raw], report: Report, columns: dict[str, str] | None = 
     something to say: rejected.jsonl holds the rejected rows whole, with the reason; findings.csv a line a finding,
     notes included. `raws` come from `sources.read`; for `columns` see `rows.normal`.
     """
-    paths = [report.folder / name for name in ("rejected.jsonl", "findings.csv")]
-    for path in paths:  # those of an earlier version of the data would mislead
-        path.unlink(missing_ok=True)
+    for name in FILES:  # those of an earlier version of the data would mislead
+        (report.folder / name).unlink(missing_ok=True)
     with contextlib.ExitStack() as opened:
-        files = None
+        files, nested = None, {}  # columns that were seen -> whether there are turns in them
         for raw in raws:
             try:
                 row, problems = (None, [raw.problem]) if raw.problem else rows.normal(raw.value, columns)
             except Problem as problem:
                 row, problems = None, [problem.with_traceback(None)]  # which would keep the row in memory
             for problem in problems:
-                files = files or _begun(paths, opened)
+                files = files or _begun(report.folder, opened)
                 _add(Finding(report.name, raw.where, problem, row is None), raw.value, report, *files)
             if row is None:
                 report.rejected += 1
             else:
                 report.kept += 1
+                shape = tuple(raw.value)
+                if len(report.fields) < SHOWN and nested.get(shape, len(nested) < SHOWN):
+                    found = rows.fields(raw.value, columns)
+                    nested[shape] = len(found) > len(shape)
+                    report.fields |= found
+                row = Row(row)
+                row.origin = report, raw.where
                 yield row
 
 
-def _begun(paths: list[Path], opened: contextlib.ExitStack) -> tuple:
-    """A report's two files, to write into."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+def reject(row: dict, problem: Problem) -> Report | None:
+    """Take back a row that `check` kept and that cannot be used after all, once. Returns its report, if it has one."""
+    report, where = getattr(row, "origin", (None, ""))
+    if where:
+        row.origin = report, ""
+        report.kept, report.rejected = report.kept - 1, report.rejected + 1
+        with contextlib.ExitStack() as opened:
+            _add(Finding(report.name, where, problem, True), row, report, *_begun(report.folder, opened))
+    return report
+
+
+def _begun(folder: Path, opened: contextlib.ExitStack) -> tuple:
+    """A report's two files, to write on into."""
+    folder.mkdir(parents=True, exist_ok=True)
     # Half characters and foreign bytes are written as the escapes that JSON has for them.
-    style = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    rejected, findings = [opened.enter_context(open(path, **style)) for path in paths]  # noqa: SIM115
+    style = {"mode": "a", "encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    rejected, findings = [opened.enter_context(open(folder / name, **style)) for name in FILES]  # noqa: SIM115
     table = csv.writer(findings, lineterminator="\n")
-    table.writerow(["file", "where", "field", "problem", "what", "mend", "rejected"])
+    if not findings.tell():
+        table.writerow(["file", "where", "field", "problem", "what", "mend", "rejected"])
     return rejected, table
 
 

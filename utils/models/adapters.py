@@ -12,12 +12,14 @@ from pathlib import Path
 
 import huggingface_hub
 import pandas
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import set_seed
 
 from utils import hardware
+from utils.data import template
 from utils.models import loading
 from utils.presets import Recipe
 from utils.runtime import OUTPUTS, ROOT, Stop, is_hub_name, versions, whole
@@ -47,7 +49,8 @@ def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: 
 
     run.json holds the base, its revision and its fingerprint, a hash of the training rows, the recipe, the steps
     trained, the versions, and `report`. The folder is named by a hash of what made the adapter, so that equal runs
-    share one folder, and a run that was interrupted or continued has another.
+    share one folder, and a run that was interrupted or continued has another. The weights come first, and whatever
+    fails behind them does not take them back: a line says what it was.
     """
     run = made_by(model, recipe, rows, getattr(model, "trained_steps", 0))
     folder, base = folder_of(run), loading.bare(model).config
@@ -55,10 +58,15 @@ def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: 
     model.peft_config["default"].revision = run["base_revision"]
     with whole(folder) as new:
         model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        if log:
-            pandas.DataFrame(log).set_index("step").to_csv(new / "log.csv")
-        (new / "run.json").write_text(json.dumps(run | report, indent=2) + "\n", encoding="utf-8")
+        (new / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        try:
+            tokenizer.save_pretrained(new)
+            told = json.dumps(run | report, indent=2, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+            (new / "run.json").write_text(told + "\n", encoding="utf-8")
+            if log:
+                pandas.DataFrame(log).set_index("step").to_csv(new / "log.csv")
+        except Exception as error:  # of any kind: it may not cost the training
+            print(f"note: the adapter is saved, but not all that belongs beside it ({type(error).__name__}: {error})")
     return folder
 
 
@@ -66,7 +74,7 @@ def made_by(model, recipe: Recipe, rows: list[dict], steps: int) -> dict:
     """What decides the weights of an adapter: base, rows, recipe, steps trained, versions."""
     return {
         "base_fingerprint": loading.fingerprint(loading.bare(model)),
-        "rows": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12],
+        "rows": hashlib.sha256(json.dumps([template.exchanges(row) for row in rows]).encode()).hexdigest()[:12],
         "recipe": asdict(recipe) | ({"processes": n} if (n := hardware.processes()) > 1 else {}),
         "steps": steps,
         "versions": versions(),
@@ -85,7 +93,7 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
     adapter says; `renamed` says that it is the right one under another name.
 
     Raises:
-        Stop: no such adapter, no such base, or a base that the adapter was not made for.
+        Stop: no such adapter, none that is whole, no such base, or one that the adapter was not made for.
     """
     folder = find(adapter)
     made = made_for(folder)
@@ -94,9 +102,18 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
         raise Stop(f"{folder.name} does not say which base it was made for. Give base=")
     _check_name(base, made, renamed)
     revision = (made["revision"] if base == made["base"] else "") or "main"
+    saved = tensors(folder).keys()
     model = loading.load_base(base, four_bit, revision)
     check(model, folder, renamed)
-    return PeftModel.from_pretrained(model, folder).eval(), loading.load_tokenizer(base, revision)
+    try:
+        model = PeftModel.from_pretrained(model, folder).eval()
+        loaded = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        odd = sorted((loaded - saved) | (saved - loaded - dict(model.named_parameters()).keys()))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        odd = [" ".join(str(error).split())[:200]]
+    if odd:
+        raise Stop(f"{folder.name} holds other weights than its {CONFIG} says: {odd[0]}. Save the adapter again")
+    return model, loading.load_tokenizer(base, revision)
 
 
 def find(adapter: str | Path) -> Path:
@@ -171,9 +188,8 @@ def _load(made: dict[str, str]) -> str:
 
 
 def _shape_difference(base, folder: Path) -> str:
-    """Where adapter and base do not fit, or "". Read from the file's header: no weight is loaded."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
+    """Where adapter and base do not fit, or ""."""
+    shapes = {name: tensor.shape for name, tensor in tensors(folder).items()}
     layers = {int(n) for name in shapes for n in re.findall(r"\.layers\.(\d+)\.", name)}
     depth = getattr(base.config, "num_hidden_layers", 0)
     if layers and max(layers) + 1 != depth and not _json(folder / CONFIG).get("layers_to_transform"):
@@ -189,6 +205,19 @@ def _shape_difference(base, folder: Path) -> str:
         if here not in (None, there):
             return f"{side} of {found[1]} is {here}, the adapter's {there}"
     return ""
+
+
+def tensors(folder: Path) -> dict:
+    """Name -> tensor of an adapter; Stop if its file is broken, or nothing in it could change a base."""
+    try:
+        found = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise Stop(f"{WEIGHTS} of {folder.name} was not saved whole ({error}). Copy the adapter again") from None
+    if bad := next((name for name, tensor in found.items() if not tensor.isfinite().all()), ""):
+        raise Stop(f"{bad} of {folder.name} is not finite. Train again, with a lower learning_rate")
+    if not any(tensor.any() for name, tensor in found.items() if "lora_A" not in name):
+        raise Stop(f"Every lora_B of {folder.name} is zero or missing: it changes nothing. Save a trained adapter")
+    return found
 
 
 def _here(base: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from utils import hardware
 from utils.runtime import Stop
@@ -18,16 +18,54 @@ def load_tokenizer(base: str, revision: str = "main"):
     """The tokenizer of `base` (folder or Hub name), padding on the left, as generation in batches needs it.
 
     Llama has no padding token. `<unk>` takes its place: a new token would need a new row in the embedding, and EOS as
-    padding would teach the model never to stop.
+    padding would teach the model never to stop. `model_max_length` is at most what the base reads.
 
     Raises:
-        Stop: see `load_base`.
+        Stop: see `load_base` and `fit`.
     """
     tokenizer = explained(AutoTokenizer.from_pretrained, base, revision=revision)
-    if tokenizer.pad_token is None:
+    config = explained(AutoConfig.from_pretrained, base, revision=revision).get_text_config()
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= config.vocab_size:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
+    reads = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, reads)
+    fit(tokenizer, config.vocab_size)
     return tokenizer
+
+
+def fit(tokenizer, embeddings: int) -> None:
+    """Stop if `tokenizer` cannot say the end, or has ids beyond an embedding of that many rows."""
+    if tokenizer.eos_token_id is None:
+        raise Stop("The tokenizer has no end-of-sequence token. Name one in tokenizer_config.json, as eos_token")
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if not token.special]
+    last = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.pad_token_id or 0, *added)
+    if last >= embeddings:
+        raise Stop(
+            f"The tokenizer has ids up to {last:,}, this base {embeddings:,} embeddings. Take the base's tokenizer"
+        )
+
+
+def check(model, tokenizer) -> None:
+    """Look, before the first step, at a base and a tokenizer with which training would be in vain.
+
+    Raises:
+        Stop: see `fit`; or a number is not finite, or the head, which LoRA does not train, cannot tell the end apart.
+    """
+    fit(tokenizer, model.get_input_embeddings().weight.shape[0])
+    for name, numbers in model.named_parameters():
+        if state := getattr(numbers, "quant_state", None):
+            numbers = state.offset if state.nested else state.absmax
+        if not numbers.isfinite().all():
+            raise Stop(f"{name} is not finite before the first step, so no learning rate helps. Load a sound base")
+    head = model.get_output_embeddings()
+    if head is not None and not head.weight.requires_grad:
+        end = head.weight[tokenizer.eos_token_id]
+        alike = int((head.weight == end).all(dim=1).sum()) - 1
+        if alike or not end.any():
+            row = f"the row of {alike:,} other tokens" if alike else "a row of zeros"
+            told = f"{tokenizer.eos_token} has {row} in the head, so this model could never be sure of the end"
+            raise Stop(f"{told}. Take another base, or another eos_token")
 
 
 def load_base(base: str, four_bit: bool = True, revision: str = "main"):

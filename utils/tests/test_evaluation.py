@@ -3,6 +3,8 @@
 Notebook 05 compares loss, F1, bootstrap and McNemar's test with cells that work them out.
 """
 
+from math import isnan
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,12 @@ def test_a_missing_answer_is_an_error_and_not_a_mark():
 )
 def test_interval_is_wilsons(right, asked, low, high):
     assert evaluation.interval(right, asked) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_without_rows_there_is_no_loss_and_a_level_may_be_anything(base, tokenizer, encoded):
+    assert isnan(evaluation.loss(None, tokenizer, encoded.select([])))
+    rows = [{"output": "o", "level": level} for level in (1, ["x"], None)]
+    assert list(evaluation.exact_match(rows, ["o"] * 3)) == ["1", "['x']", "None"]
 
 
 def test_loss_leaves_mode_and_gradients_as_they_were(adapted, tokenizer, encoded):

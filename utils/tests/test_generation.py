@@ -67,6 +67,25 @@ def test_an_answer_ends_where_the_model_says_so_or_is_cut(tokenizer, chain, answ
     assert generation.answer(parrot(tokenizer, *chain), tokenizer, tiny.ROWS[:3], max_new_tokens=5) == [answer] * 3
 
 
+def test_an_answer_ends_at_the_tokenizers_end_and_at_the_bases(tokenizer):
+    model = parrot(tokenizer, ":", "▁Ada", "▁Birch", "</s>", "▁Hazelcombe")
+    for ends, answer in (
+        (None, "Ada Birch"),
+        ([5, 6], "Ada Birch"),
+        (tokenizer.convert_tokens_to_ids("▁Birch"), "Ada"),
+    ):
+        model.generation_config.eos_token_id = ends
+        *_, streamed = generation.stream(model, tokenizer, ROW)
+        assert generation.answer(model, tokenizer, [ROW]) == [streamed] == [answer], ends
+
+
+def test_a_prompt_that_leaves_no_room_is_not_asked_and_a_line_says_so(model, tokenizer, capsys):
+    long = {"instruction": "Ada " * 3000}
+    expected = generation.answer(model, tokenizer, [ROW])[0]
+    assert generation.answer(model, tokenizer, [long, ROW]) == ["", expected]
+    assert capsys.readouterr().out == "1 of 2 questions are too long for this model, and are not asked\n"
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_as_it_was(model, tokenizer, training):
     model.train(training)

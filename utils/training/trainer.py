@@ -159,13 +159,14 @@ def build(
         settings: fields of SFTConfig that are to differ from `arguments`.
 
     Raises:
-        Stop: nothing to train, no rows, or packs that do not say where their rows end.
+        Stop: nothing to train, no rows, what `loading.check` refuses, or packs that do not say where their rows end.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
+    loading.check(model, tokenizer)
     rows, packs = len(encoded), packed(encoded, recipe)
     if hardware.has_triton() if fast is None else fast:
         levers.pull(model)

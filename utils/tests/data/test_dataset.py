@@ -76,6 +76,11 @@ def test_columns_may_be_named_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("QLORA_COLUMNS", "Frage")
     with pytest.raises(runtime.Stop, match="QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction="):
         load(tmp_path / "my.csv")
+    monkeypatch.setenv("QLORA_COLUMNS", "instructions=Frage,output=Antwort")
+    with pytest.raises(
+        runtime.Stop, match="There is no column 'instructions' to be named: only system, history, instr"
+    ):
+        load(tmp_path / "my.csv")
 
 
 def test_the_cards_examples_are_read_as_they_say(tmp_path):
@@ -134,9 +139,9 @@ def test_own_data_are_split_90_to_10_and_nothing_is_lost(tmp_path, n, held_out):
         assert min(places) < n / 4 and max(places) > 3 * n / 4
 
 
-def test_one_row_is_too_few(tmp_path):
-    with pytest.raises(runtime.Stop, match="has one row: one to train on and one to test with"):
-        load(write(tmp_path / "my.jsonl", numbered(1)))
+def test_of_one_row_none_is_held_out_and_a_line_says_so(tmp_path, capsys):
+    assert load(write(tmp_path / "my.jsonl", numbered(1))) == dataset.Data(numbered(1), [])
+    assert "Held out: 0 of 1 rows" in capsys.readouterr().out
 
 
 def test_the_almanac_comes_split_with_its_exam():
@@ -153,6 +158,36 @@ def test_the_almanacs_training_file_stands_for_its_three_files(tmp_path, monkeyp
         for name, n in (("train", 5), ("validation", 2), ("test", 3))
     }
     assert load(files["train"]) == dataset.Data(numbered(5), numbered(2), numbered(3))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_out", "told"),
+    [
+        ([180, *[1] * 20], 20, ""),
+        ([95, 5], 5, ""),
+        ([5, 95], 5, ""),
+        ([50, 25, 25], 25, "Groups of rows: 3. Held out: 25 of 100 rows"),
+        ([50, 50], 50, "Groups of rows: 2. Held out: 50 of 100 rows"),
+        ([100], 10, "All rows ask the same, or are of one group: single rows are held out"),
+        ([3, 1], 1, ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["instruction", "group"])
+def test_the_larger_groups_are_trained_on(sizes, held_out, told, kind, capsys):
+    rows = [
+        {"instruction": "q", "input": "", "output": "o", kind: f"{i}"} for i, n in enumerate(sizes) for _ in range(n)
+    ]
+    train, out = dataset.split(rows)
+    assert (len(train), len(out)) == (len(rows) - held_out, held_out)
+    assert capsys.readouterr().out.startswith(told)
+
+
+@pytest.mark.parametrize("one", [["x"], {"x": [1]}, 7, "7", b"x", (1, 2)])
+def test_a_group_may_be_anything_and_nothing(one):
+    nothing = (None, "", float("nan"))
+    rows = [row | {"group": one if i < 5 else nothing[i % 3]} for i, row in enumerate(numbered(40))]
+    _, held_out = dataset.split(rows)
+    assert len(held_out) >= 4 and sum(row["group"] is one for row in held_out) in (0, 5)
 
 
 @pytest.mark.parametrize("by", ["group", "person", lambda row: row["group"] // 2])
@@ -187,5 +222,33 @@ def test_rows_are_encoded_by_the_template_and_those_too_long_given_back(tokenize
         encoded, too_long = dataset.encode(tokenizer, rows, max_length)
         assert [dict(row) for row in encoded] == kept
         assert too_long == [row for row, e in zip(rows, each, strict=True) if e not in kept]
-    with pytest.raises(runtime.Stop, match="All 3 rows are longer than 5 tokens. Shorten them, or raise max_length"):
+    with pytest.raises(
+        runtime.Stop, match=f"All 3 rows are longer than 5 tokens. Shorten them: max_length {longest} keep"
+    ):
         dataset.encode(tokenizer, rows, 5)
+
+
+def test_too_long_rows_are_rejected_with_their_lengths_and_what_would_keep_them(tokenizer, tmp_path, capsys):
+    rows = [row | {"output": "x" * i} for i, row in enumerate(numbered(41)[1:], 1)]
+    report, rows = dataset.examine(write(tmp_path / "my.jsonl", rows))
+    lengths = [len(template.encode(tokenizer, row)["input_ids"]) for row in rows]
+    for _ in range(2):  # asked again, nothing is written twice
+        encoded, too_long = dataset.encode(tokenizer, rows, lengths[29])
+    written = [json.loads(line) for line in (report.folder / "rejected.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in written] == too_long and len(too_long) + len(encoded) == 40
+    assert written[-1]["where"] == "line 40"
+    enough = f"max_length {sorted(lengths)[37]} keeps 95 % of rows, {max(lengths)} keeps all"
+    told = f"{lengths[-1]} tokens are too many. {enough}"
+    assert written[-1]["reason"] == f"my.jsonl, line 40: {told}"
+    assert (report.kept, report.rejected) == (len(encoded), len(too_long))
+    assert f"rejected (too long {len(too_long)})" in str(report) and told[-30:] in str(report)
+    assert str(report) in capsys.readouterr().out
+
+
+def test_held_out_rows_that_are_all_too_long_end_no_run_and_training_rows_do(tokenizer, tmp_path):
+    _, rows = dataset.examine(write(tmp_path / "my.jsonl", [*numbered(9), GOOD | {"output": "x" * 90}]))
+    longest = len(template.encode(tokenizer, rows[8])["input_ids"])
+    encoded, too_long = dataset.encode(tokenizer, rows[9:], longest)
+    assert (len(encoded), encoded.column_names, too_long) == (0, ["input_ids", "labels"], rows[9:])
+    with pytest.raises(runtime.Stop, match="All 9 rows are longer than 5 tokens"):
+        dataset.encode(tokenizer, rows[:9], 5)

@@ -32,6 +32,8 @@ U, A, U2, A2 = ("user", "u"), ("assistant", "a"), ("user", "u2"), ("assistant", 
         {"conversations": talk(("human", "i"), ("gpt", "o"), names=("from", "value"))},
         {"conversations": '[{"from": "human", "value": "i"}, {"from": "GPT", "value": "o"}]'},
         {"prompt": talk(("user", "i")), "completion": talk(("assistant", "o"))},
+        {"messages": talk(("developer", ""), ("user", [{"type": "text", "text": "i"}]), ("model", [{"text": "o"}]))},
+        {"messages": talk(("system", None), ("user", "i"), ("assistant", "o"))},
     ],
 )
 def test_schemas_by_their_columns(raw):
@@ -44,6 +46,7 @@ def test_columns_by_name():
     assert rows.normal(raw, named)[0] == {"instruction": "i", "input": "c", "output": "o", "nr": 1}
     assert rows.normal({"dialog": talk(U, A)}, {"messages": "dialog"})[0]["output"] == "a"
     assert said({"Frage": "i"}, named).startswith("no 'antwort' (it has: Frage)")
+    assert rows.normal({"prompt": "i", "response": "o"}, {"output": "response"}) == (WANTED, [])
 
 
 def test_a_conversation_keeps_all_its_turns():
@@ -64,7 +67,13 @@ def test_a_conversation_keeps_all_its_turns():
         ([("system", "s"), U, A, A2], "messages[3] is the assistant's, where the user should speak"),
         ([U, A, ("system", "s"), A2], "messages[2] is the system's, where the user should speak"),
         ([("system", "s")], "'messages' ends without an answer"),
-        ([U, ("tool", "x"), A], 'messages[1] has the role "tool"'),
+        (
+            [U, ("tool", "x"), A],
+            'messages[1] has the role "tool". Give each message a role: system, user or assistant (too',
+        ),
+        ([("system", ""), U, A, A2], "messages[3] is the assistant's, where the user should speak"),
+        ([U, ("assistant", [{"type": "image_url"}])], "'messages[1]' is [{"),
+        ([U, ("assistant", [{"type": "image", "text": "x"}])], "'messages[1]' is [{"),
         ([U, (None, "x")], "messages[1] has the role null"),
         ([U, ("assistant", "")], "'messages[1]' is \"\""),
         ([U, ("assistant", None)], "'messages[1]' is null"),
@@ -115,8 +124,77 @@ def test_what_is_wrong_is_said(raw, reason):
     assert said(raw).startswith(reason)
 
 
-def test_a_long_value_is_shown_in_part():
-    assert len(said(GOOD | {"output": [1] * 10_000})) < 100
+@pytest.mark.parametrize("raw", [GOOD | {"output": [1] * 10_000}, {str(i): "x" * i for i in range(10_000)}])
+def test_a_message_fits_on_a_screen(raw):
+    assert len(said(raw)) < 500
+
+
+# What a row says beside its texts: obeyed, or refused, or told as not used.
+
+
+def turn(text: str, **more) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+LEARNED, READ = {"instruction": "i", "output": "o"}, {"instruction": "u", "output": "a", "weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ({"question": "i", "context": "c", "answer": "o"}, WANTED | {"input": "c"}),
+        (GOOD | {"input": "c", "context": "d"}, WANTED | {"input": "c", "context": "d"}),
+        (GOOD | {"input": float("nan"), "tools": [], "images": None, "label": True}, {"label": True}),
+        ({"messages": talk(U, A), "system": "s"}, {"system": "s", "instruction": "u", "input": "", "output": "a"}),
+        ({"messages": talk(U, A), "input": "c", "history": "h"}, {"instruction": "u", "input": "", "output": "a"}),
+        ({"messages": [*talk(U), turn("a", weight=0), *talk(("user", "i")), turn("o", weight=1)]}, {"history": [READ]}),
+        ({"messages": [*talk(("user", "i")), turn("o"), *talk(U), turn("a", weight=0.0)]}, WANTED),
+        (GOOD | {"history": [READ, LEARNED | {"input": "c"}]}, {"history": [READ, LEARNED | {"input": "c"}]}),
+    ],
+)
+def test_what_changes_the_meaning_is_obeyed(raw, wanted):
+    row, notes = rows.normal(raw)
+    assert (row.items() >= wanted.items(), notes) == (True, [])
+    assert "history" in wanted or "history" not in row
+    assert row["input"] == wanted.get("input", "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (GOOD | {"tools": [{"name": "f"}]}, "'tools' (tool calling) has no place in the template. Say it as text"),
+        (GOOD | {"images": ["x.png"]}, "'images' (beyond text) has no place"),
+        *(
+            ({"messages": [*talk(U), turn("a", **more)]}, f"'messages[1].{name}' ({kind}) has no place")
+            for name, kind, more in (
+                ("tool_calls", "tool calling", {"tool_calls": [{"id": 1}]}),
+                ("function_call", "tool calling", {"function_call": {"name": "f"}}),
+                ("reasoning_content", "beyond text", {"reasoning_content": "because"}),
+            )
+        ),
+        ({"messages": [*talk(U), turn("a", weight=0.5)]}, "the weight of messages[1] is 0.5. Only 0 and 1"),
+        ({"messages": [*talk(U), turn("a", weight=0)]}, "'messages' has no answer to learn: every weight is 0"),
+        ({"messages": talk(("system", "s"), U, A), "system": "t"}, "'system' and the system's message are two texts"),
+        ({"question": "i", "context": {"a": "b"}, "answer": "o"}, "'context' is {"),
+        ({"prompt": talk(U), "completion": talk(A), "input": "c"}, "'input' stands beside a conversation. Put it into"),
+    ],
+)
+def test_what_the_template_cannot_say_is_refused(raw, reason):
+    assert said(raw).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"prompt": "i", "chosen": "a", "rejected": "b"}, "This is preference data: chapter 13"),
+        ({"prompt": "i", "completion": "o", "label": False}, "to avoid (KTO). This is preference data: chapter 13"),
+        ({"question": "i", "answer": "o", "label": "False"}, "to avoid (KTO). This is preference data: chapter 13"),
+        ({"text": "### Human: i### Assistant: o"}, "This is ready-made text, template and all: give"),
+        ({"conversations": talk(("human", "u"), ("function_call", "{}"), names=("from", "value"))}, "tool calling"),
+    ],
+)
+def test_data_made_for_something_else_are_called_what_they_are(raw, told):
+    assert told in said(raw)
 
 
 def test_a_prompt_without_answer_has_a_kind_of_its_own():
@@ -148,9 +226,23 @@ def test_a_carried_template_is_taken_off_and_said(text, wanted):
     [
         *((text, "control text") for text in ("o</s>", "</s> o", "[INST] o", "<|im_end|>", "<<SYS>>")),
         ("Write '### Response:' first.", "control text"),  # no template: the text goes on
+        *(
+            (text, "control text")
+            for text in ("### Human: hi", "USER: hi", "<start_of_turn>user", "<|eot_id|>", "<bos>")
+        ),
         *((text, "stand-in") for text in ("nan", "None", "NULL", " n/a ")),
     ],
 )
-def test_what_looks_wrong_is_kept_and_noted(text, kind):
+def test_what_looks_wrong_is_kept_and_noted_wherever_it_stands(text, kind):
     row, notes = rows.normal(GOOD | {"output": text})
     assert (row["output"], [note.kind for note in notes]) == (text, [kind])
+    _, notes = rows.normal(GOOD | {"history": [GOOD | {"output": text}]})
+    assert [(note.kind, note.field) for note in notes] == [(kind, "history[0].output")]
+    _, notes = rows.normal(GOOD | {"system": text})
+    assert [(note.kind, note.field) for note in notes] == ([(kind, "system")] if kind == "control text" else [])
+
+
+def test_a_carried_input_does_not_replace_the_rows_own():
+    text = "### Instruction:\ni\n\n### Input:\nc\n\n### Response:"
+    row, notes = rows.normal(GOOD | {"instruction": text, "input": "mine"})
+    assert (row["instruction"], row["input"], [n.kind for n in notes]) == (text, "mine", ["control text"])

@@ -1,8 +1,10 @@
 """Any file to raw rows: each format, each separator, each encoding; and the words for those that cannot be read."""
 
 import json
+import subprocess
 
 import datasets
+import pandas
 import pytest
 
 from utils import runtime
@@ -192,7 +194,52 @@ def test_two_columns_of_one_name(tmp_path):
     assert stopped(tmp_path / "my.csv") == "my.csv: two columns are named 'answer'. Rename one"
 
 
+@pytest.mark.parametrize("apart", [3, 500])
+@pytest.mark.parametrize(
+    "closing", ['{} end",b', '{} end" more,b', "{},b"], ids=["closed", "badly closed", "left open"]
+)
+def test_stray_quotes_far_apart_cost_the_rows_between_them_one_by_one(tmp_path, apart, closing):
+    lines = ["q,a", "1,first", '2,"stray', *(f"{i},a" for i in range(3, 2 + apart)), closing.format("x"), "9,last"]
+    (tmp_path / "my.csv").write_text("\n".join(lines) + "\n")
+    found = list(sources.read(tmp_path / "my.csv"))
+    assert len(found) == len(lines) - 1
+    assert found[0].value == {"q": "1", "a": "first"}
+    bad = [raw for raw in found if raw.problem]
+    assert [raw.value for raw in bad] == [line + "\n" for line in lines[2 : 2 + len(bad)]]
+    assert len(bad) == apart + (2 if closing == "{},b" else 1)  # left open, it takes the last line, too
+    assert "a quotation mark is open from line 3 to" in bad[-1].problem.what
+
+
+def test_a_cell_of_several_lines_that_are_no_rows_stays(tmp_path):
+    text = "a poem, of\nfour lines, and, of\n\nno quotes"
+    (tmp_path / "my.csv").write_text(f'q,a\n1,"{text}"\n')
+    assert read(tmp_path / "my.csv") == [{"q": "1", "a": text}]
+
+
+def test_excels_line_that_names_the_separator_is_obeyed(tmp_path):
+    (tmp_path / "my.csv").write_text("sep=|\nquestion|answer\na,b|c;d\n")
+    assert read(tmp_path / "my.csv") == [{"question": "a,b", "answer": "c;d"}]
+
+
 # JSON as people write it.
+
+
+@pytest.mark.parametrize("text", ['{"output": "a", "output": "b"}', '{"m": [{"v": 1, "v": 2}]}', '{"a" : 1, "a" : 2}'])
+def test_a_name_that_stands_twice_in_an_object(tmp_path, text):
+    (tmp_path / "my.jsonl").write_text(text + '\n{"q": "\\"x\\": 1", "a": {"b": 1}}\n')
+    bad, good = sources.read(tmp_path / "my.jsonl")
+    assert (bad.value, good.value) == (text + "\n", {"q": '"x": 1', "a": {"b": 1}})
+    assert "stands twice in one object" in bad.problem.what
+    (tmp_path / "my.json").write_text(f"[{text}]")
+    assert stopped(tmp_path / "my.json").startswith("my.json, line 1: not JSON (")
+
+
+def test_tables_by_column_and_by_id_are_turned_into_rows(tmp_path):
+    frame = pandas.DataFrame(ROWS, columns=["instruction", "input", "output"])
+    filtered, by_id = frame.set_index(pandas.Index([5, 17])), json.dumps({"x": ROWS[0], "y": ROWS[1]})
+    for text in (frame.to_json(), frame.to_json(orient="index"), filtered.to_json(), by_id):
+        (tmp_path / "my.json").write_text(text)
+        assert read(tmp_path / "my.json") == ROWS, text
 
 
 @pytest.mark.parametrize(
@@ -232,11 +279,31 @@ def test_two_and_four_byte_letters_without_mark_are_named(tmp_path, name):
 def test_latin_1_is_refused_with_its_line_and_the_command_and_read_when_named(tmp_path):
     path = tmp_path / "my.csv"
     path.write_bytes("question,answer\na,b\nc,Größe\n".encode("latin-1"))
-    said = "my.csv, line 3: not UTF-8. If 'c,Größe' looks right, it is latin-1. Convert it: iconv -f LATIN1 -t"
+    said = "my.csv, line 3: not UTF-8. If 'c,Größe' looks right, it is latin-1. Convert it: iconv -f LATIN1 -t UTF-8 "
     assert stopped(path).startswith(said)
     assert read(path, encoding="latin-1")[1]["answer"] == "Größe"
     assert stopped(path, encoding="klingon").startswith("my.csv cannot be read as klingon (")
     assert stopped(path, encoding="ascii").startswith("my.csv cannot be read as ascii (")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le"])
+def test_the_printed_command_makes_it_right(tmp_path, encoding):
+    text = "question,answer\nc,Größe\nd," + ("“5 €”…" if encoding == "cp1252" else "né") + "\n"
+    path = tmp_path / "it's my $file.csv"
+    path.write_bytes(text.encode(encoding))
+    said = stopped(path)
+    subprocess.run(
+        said.split("Convert it: ")[1].removesuffix(" (or save it as UTF-8)"), shell=True, check=True, cwd="/"
+    )
+    assert (tmp_path / f"new-{path.name}").read_text(encoding="utf-8") == text
+
+
+def test_what_is_no_text_is_told_and_parquet_is_read_whatever_the_name(tmp_path):
+    for name, start in (("my.csv", b"PK\3\4..."), ("my.json", b"\x1f\x8b..."), ("my.jsonl", b"\xd0\xcf\x11\xe0...")):
+        (tmp_path / name).write_bytes(start)
+        assert stopped(tmp_path / name).startswith(f"{name} is a spreadsheet, an archive or a web page. Save the table")
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "my.csv")
+    assert read(tmp_path / "my.csv") == ROWS
 
 
 # The Hub.

@@ -74,7 +74,7 @@ def test_the_ids_and_labels_of_a_row(any_tokenizer, row):
         return any_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     assert template.prompt(row).endswith("### Response:")  # and not with a space
-    assert text(ids[1:-1]) == f"{template.prompt(row)} {row['output'].strip()}"
+    assert text(ids[1:-1]) == f"{template.prompt(row)} {row['output'].rstrip()}"
     assert text(labels[len(prompt) : -1]).strip() == row["output"].strip()
 
 
@@ -110,6 +110,27 @@ def test_a_conversation_is_its_exchanges_one_behind_the_other(any_tokenizer):
     together = template.encode(any_tokenizer, TALK)
     for key in ("input_ids", "labels"):  # one BOS in front of all; each EOS is there, and learned
         assert together[key] == alone[0][key] + alone[1][key][1:] + alone[2][key][1:]
+
+
+@pytest.mark.parametrize(
+    ("output", "completion"),
+    [("    return x\n", "     return x"), ("\n\nx", " \n\nx"), ("\tx", " \tx"), (" Paris", " Paris"), ("x  \n", " x")],
+)
+def test_an_indentation_is_part_of_the_answer_and_one_space_the_templates(any_tokenizer, output, completion):
+    row = ROW | {"output": output}
+    assert template.completion(row) == completion
+    learned = [token for token in template.encode(any_tokenizer, row)["labels"] if token != -100]
+    before = any_tokenizer("Response:", add_special_tokens=False).input_ids
+    assert any_tokenizer.decode(before + learned[:-1], clean_up_tokenization_spaces=False) == "Response:" + completion
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(any_tokenizer):
+    first, second = TALK["history"]
+    given = template.encode(any_tokenizer, TALK)
+    found = template.encode(any_tokenizer, TALK | {"history": [first | {"weight": 0}, second]})
+    learned = len(template.encode(any_tokenizer, first | {"system": TALK["system"]})["input_ids"])
+    assert found["input_ids"] == given["input_ids"]
+    assert found["labels"] == [-100] * learned + given["labels"][learned:] != given["labels"]
 
 
 def test_what_was_said_is_a_prefix_of_the_next_prompt(any_tokenizer):

@@ -2,8 +2,11 @@
 
 import csv
 import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -17,19 +20,26 @@ SPICES = ["</s>", "<s>", "[INST]", "<unk>", "### Response:", "سلام", "ברו
 SPICES += ["\u202e", "\u2028", "\0", " \n\t "]
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(SPICES), max_size=5).map("".join))
 VALUES = st.one_of(TEXTS, TEXTS, st.none(), st.integers(), st.booleans(), st.lists(TEXTS, max_size=2))
-TURNS = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": VALUES})
+PARTS = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "text": VALUES}), max_size=2)
+NESTED = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2))
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool", None]), "content": st.one_of(VALUES, PARTS)},
+    optional={"weight": st.sampled_from([0, 1, None, 0.5]), "tool_calls": NESTED, "name": NESTED},
+)
 
 
 def talk(pairs) -> dict:
-    said = [turn for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
-    return {"messages": [{"role": role, "content": text} for role, text in said]}
+    said = [turn for question, answer, more in pairs for turn in (("user", question, {}), ("assistant", answer, more))]
+    return {"messages": [{"role": role, "content": text, **more} for role, text, more in said]}
 
 
 ROWS = st.one_of(
     st.fixed_dictionaries({"instruction": TEXTS, "output": TEXTS}, optional={"input": VALUES}),
     st.fixed_dictionaries({"question": VALUES, "answer": VALUES}),
     st.fixed_dictionaries({"messages": st.lists(TURNS, max_size=4)}),
-    st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3).map(talk),
+    st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from([{}, {"weight": 0}])), min_size=1, max_size=3).map(talk),
+    st.fixed_dictionaries({"messages": st.lists(TURNS, max_size=4)}, optional={"system": NESTED, "input": NESTED}),
+    st.fixed_dictionaries({"conversations": NESTED, "history": NESTED, "label": VALUES, "tools": NESTED}),
     st.dictionaries(TEXTS, VALUES, max_size=3),
     VALUES,
 )
@@ -80,7 +90,8 @@ def test_kept_rows_keep_their_order_and_can_be_trained_on(rows, folder, tokenize
         encoded = template.encode(tokenizer, row)
         ids, labels = encoded["input_ids"], encoded["labels"]
         assert (ids.count(bos), ids[0], labels[0]) == (1, bos, -100)
-        assert ids.count(eos) == labels.count(eos) == 1 + len(row.get("history", []))
+        earlier = row.get("history", [])
+        assert ids.count(eos) == 1 + len(earlier) == labels.count(eos) + sum("weight" in e for e in earlier)
         assert labels[-1] == eos and labels[-2] != eos
         asked = template.encode_prompt(tokenizer, row)
         assert ids[: len(asked)] == asked and labels[len(asked)] != -100
@@ -121,7 +132,30 @@ def test_a_clean_source_leaves_no_files_not_even_old_ones(tmp_path):
     assert len(list((tmp_path / "report").iterdir())) == 2
     _, report = checked([Raw("line 1", {"instruction": "i", "output": "o"})], tmp_path)
     assert list((tmp_path / "report").iterdir()) == []
-    assert str(report) == "my.jsonl: 1 of 1 rows kept"
+    assert str(report) == "my.jsonl: 1 of 1 rows kept\nused: instruction, output\nnot used: nothing"
+
+
+def test_the_report_names_every_column_and_field_and_whether_it_is_used(tmp_path):
+    turns = [{"role": "user", "content": "i"}, {"role": "assistant", "content": "o", "weight": 1, "name": "Ada"}]
+    raws = [
+        {"instruction": "i", "output": "o", "group": 1, "nr": b"1"},
+        {"messages": turns, "input": "c", "system": "s"},
+    ]
+    _, report = checked(numbered(raws), tmp_path)
+    used = "used: instruction, output, group, messages, system, messages[].role, messages[].content, messages[].weight"
+    assert str(report).split("\n")[1:] == [used, "not used: nr, input, messages[].name"]
+    _, report = checked(numbered([{"question": "q", "answer": "a", **{f"c{i}": i for i in range(5000)}}]), tmp_path)
+    assert len(str(report)) < 500 and str(report).endswith("c19, 4980 more")
+
+
+@pytest.mark.parametrize(
+    "value", [datetime(2026, 1, 1), Decimal("0.1"), b"\xff", np.float32(0.5), float("nan"), {1: {2}}]
+)
+def test_a_column_may_hold_anything(value, tmp_path):
+    (row,), report = checked([Raw("row 1", {"instruction": "i", "output": "o", "more": value})], tmp_path)
+    assert row["more"] is value and not report.rejected
+    checked([Raw("row 1", {"instruction": "i", "more": value})], tmp_path)
+    assert "more" in json.loads((tmp_path / "report" / "rejected.jsonl").read_text())["row"]
 
 
 def test_findings_beyond_those_that_are_kept_are_counted_and_written(tmp_path):

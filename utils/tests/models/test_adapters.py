@@ -7,10 +7,14 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from utils import generation, runtime
 from utils.data import template
@@ -141,9 +145,6 @@ def test_what_decides_the_weights_decides_the_folder_and_nothing_else(stirred, m
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_save_that_fails_leaves_the_old_folder_whole(stirred, tokenizer, outputs, monkeypatch, call, failure):
     run = stirred, tokenizer, tiny.RECIPE, tiny.ROWS
-    with pytest.raises(TypeError):
-        adapters.save(*run, {"exact": torch.tensor(0.2)})  # is no JSON
-    assert list((outputs / "adapters").iterdir()) == []
     folder = adapters.save(*run, {"exact": 0.1})
     before, replace_, calls = content(folder), os.replace, []
 
@@ -158,6 +159,24 @@ def test_a_save_that_fails_leaves_the_old_folder_whole(stirred, tokenizer, outpu
         adapters.save(*run, {"exact": 0.2})
     assert content(folder) == before
     assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("report", "log", "kept"),
+    [
+        ({"exact": np.float32(0.5), "at": datetime(2026, 1, 1), "x": torch.ones(2), "y": {1}}, [{"step": 1}], 0.5),
+        ({"exact": float("nan"), ("a", "b"): 1}, [{"step": 1}], None),
+        ({"exact": 0.25}, [{"loss": 1.0}], 0.25),
+    ],
+    ids=["all written", "a report that is no JSON", "a log without steps"],
+)
+def test_no_report_log_or_column_costs_the_adapter(stirred, tokenizer, outputs, capsys, report, log, kept):
+    rows = [row | {"when": datetime(2026, 1, 1), "price": Decimal(1), "raw": b"x"} for row in tiny.ROWS]
+    folder = adapters.save(stirred, tokenizer, tiny.RECIPE, rows, report, log)
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["base_fingerprint"], run.get("exact")) == (loading.fingerprint(loading.bare(stirred)), kept)
+    assert (folder / "tokenizer.json").is_file() and len(adapters.tensors(folder)) == 28
+    assert ("note: the adapter is saved, but not all" in capsys.readouterr().out) == (kept != 0.5)
 
 
 # Loaded. Which base: what the adapter says, and where that base is now.
@@ -241,6 +260,41 @@ def test_other_modules_are_refused(folder):
     other = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=384))
     other.config._name_or_path = "base"
     assert "it has no model.layers.0" in refused(adapters.check, other, folder)
+
+
+# An adapter with nothing in it.
+
+
+def rename(tensors):
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            rename,
+            "holds other weights than its adapter_config.json says: base_model.model.model.layers.0.mlp.down_proj",
+        ),
+        (lambda tensors: {}, "Every lora_B of adapter is zero or missing: it changes nothing. Save a trained"),
+        (
+            lambda tensors: {n: t for n, t in tensors.items() if "q_proj" in n},
+            "holds other weights than its adapter_conf",
+        ),
+        (lambda tensors: {n: t[:2] if "lora_A" in n else t[:, :2] for n, t in tensors.items()}, "holds other weights"),
+        (lambda tensors: {n: t * float("nan") for n, t in tensors.items()}, "is not finite. Train again, with a lower"),
+        (lambda tensors: {n: t * ("lora_A" in n) for n, t in tensors.items()}, "Every lora_B of adapter is zero"),
+        (None, "adapter_model.safetensors of adapter was not saved whole ("),
+    ],
+    ids=["other names", "no tensors", "q_proj alone", "another rank", "NaN", "all of B zero", "cut short"],
+)
+def test_an_adapter_with_nothing_in_it_is_refused(folder, change, told):
+    path = folder / "adapter_model.safetensors"
+    if change:
+        save_file({n: t.contiguous() for n, t in change(load_file(path)).items()}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    assert told in refused(adapters.load, folder)
 
 
 # No adapter at all.

@@ -8,9 +8,10 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from utils import generation, runtime
+from utils import generation, presets, runtime
 from utils.models import adapters, loading
 from utils.tests import tiny
+from utils.training import trainer
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOADERS = [loading.load_tokenizer, loading.load_base]
@@ -63,6 +64,78 @@ def test_padding_is_unk_on_the_left_and_no_new_token(base, tokenizer):
 def test_a_padding_token_of_the_bases_own_stays_its_side_does_not(changed):
     tokenizer = loading.load_tokenizer(changed(edit("tokenizer_config.json", pad_token="</s>", padding_side="right")))
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("</s>", "left")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (edit("tokenizer_config.json", eos_token=None), "The tokenizer has no end-of-sequence token. Name one"),
+        (edit("config.json", vocab_size=300), "The tokenizer has ids up to 383, this base 300 embeddings. Take the"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_its_base_is_refused(changed, change, told):
+    assert said(loading.load_tokenizer, changed(change)).startswith(told)
+
+
+def test_what_a_base_reads_is_known_to_its_tokenizer_and_a_padding_token_without_a_row_is_replaced(changed):
+    def change(folder: Path) -> None:
+        own = loading.AutoTokenizer.from_pretrained(folder)
+        own.add_special_tokens({"pad_token": "<pad>"})
+        own.save_pretrained(folder)
+
+    tokenizer = loading.load_tokenizer(changed(change))
+    assert (tokenizer.pad_token, tokenizer.model_max_length) == ("<unk>", 256)
+
+
+# The base, looked at before the first step.
+
+
+def poisoned(model, name: str, value: float) -> None:
+    from bitsandbytes.nn import Params4bit
+
+    old = model.get_parameter(name)
+    if old.dtype != torch.uint8:
+        old.data[0, 5] = value
+        return
+    weight = torch.zeros(old.quant_state.shape)
+    weight[0, 5] = value
+    model.get_submodule(name.removesuffix(".weight")).weight = Params4bit(
+        weight, quant_type="nf4", compress_statistics=True
+    ).to("cpu")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_base_that_is_not_finite_is_not_blamed_on_the_learning_rate(base, tokenizer, encoded, name, value):
+    model = loading.load_base(base)
+    poisoned(model, name, value)
+    model = adapters.add(model, tiny.RECIPE)
+    told = said(lambda _: trainer.build(model, tokenizer, encoded, tiny.RECIPE), base)
+    assert name.split(".")[-2] in told and "is not finite before the first step, so no learning rate helps" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda head: head[2].zero_(), "</s> has a row of zeros in the head"),
+        (lambda head: head[300:310].copy_(head[2].expand(10, -1)), "</s> has the row of 10 other tokens in the head"),
+    ],
+)
+def test_a_base_that_cannot_say_the_end_is_refused_unless_its_head_is_trained(base, tokenizer, change, told):
+    model = adapters.add(loading.load_base(base), tiny.RECIPE)
+    head = model.get_output_embeddings().weight
+    change(head)
+    assert said(lambda _: loading.check(model, tokenizer), base).startswith(told)
+    head.requires_grad_(True)
+    loading.check(model, tokenizer)
+
+
+def test_another_bases_tokenizer_is_refused_and_the_bases_own_passes(loaded, tokenizer):
+    loading.check(loaded, tokenizer)
+    other = loading.load_tokenizer(presets.PROFILES["pocket"].base)
+    assert said(lambda _: loading.check(loaded, other), "").startswith(
+        "The tokenizer has ids up to 2,047, this base 384"
+    )
 
 
 # The base.
