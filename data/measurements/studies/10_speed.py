@@ -1,6 +1,6 @@
-"""The record of chapter 09 that is made on a CPU: the parts of a training step of the pocket model.
+"""The record of chapter 10 that is made on a CPU: the parts of a training step of the pocket model.
 
-    python data/measurements/studies/09_memory_and_speed.py step_pocket_cpu        step_pocket_cpu.json
+    python data/measurements/studies/10_speed.py step_pocket_cpu        step_pocket_cpu.json
 
 Those made on a GPU come from `python data/measurements/benchmark`.
 """
@@ -8,7 +8,7 @@ Those made on a GPU come from `python data/measurements/benchmark`.
 import study
 
 chosen = study.options(["step_pocket_cpu"])
-run = study.chapter("09_memory_and_speed", until="These times depend on your computer")
+run = study.chapter("10_speed", until="These times depend on your computer")
 figures = {name: times.median().to_dict() for name, times in run["variants"].items()} | {"threads": run["threads"]}
 figures["trainer and bare loop, in turn"] = [
     (run["with_trainer"](), run["bare_loop"](run["fresh"](), run["batches"]).sum(axis=1).median())
