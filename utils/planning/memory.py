@@ -17,7 +17,7 @@ CONTEXT = int(0.3 * 2**30)  # CUDA itself, outside of torch's allocator
 
 @dataclass(frozen=True)
 class Levers:
-    """What a run does that changes its memory or its time; chapter 09 goes through them one by one."""
+    """What a run does that changes its memory or its time; chapter 10 goes through them one by one."""
 
     liger: bool = True  # fused norms and SwiGLU keep their inputs alone
     fused: bool = True  # base and adapters of the same input in one autograd node (levers.fuse_adapters)
