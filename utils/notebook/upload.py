@@ -1,0 +1,45 @@
+"""A file from the reader's computer: Colab's dialogue, or a button in Jupyter."""
+
+import os
+import sys
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+
+def ask(folder: Path) -> list[Path]:
+    """The files that were chosen, written to `folder`. In Jupyter the list is empty at first and grows with each.
+
+    Where nobody looks (`make run`) there is nothing to press.
+    """
+    uploaded: list[Path] = []
+    if "google.colab" in sys.modules:
+        from google.colab import files
+
+        uploaded += [write(folder, name, content) for name, content in files.upload().items()]
+    elif "QLORA_PROGRESS_LINES" not in os.environ:
+        import ipywidgets
+        from IPython.display import display
+
+        button = ipywidgets.FileUpload(accept=".csv,.tsv,.json,.jsonl,.parquet")
+        said = ipywidgets.HTML()
+
+        def chosen(change):
+            # ipywidgets 7, which Colab has: {name: {content}}; 8: a tuple of {name, content}.
+            new = change["new"]
+            found = new.items() if isinstance(new, Mapping) else [(file["name"], file) for file in new]
+            for name, file in found:
+                uploaded.append(write(folder, name, bytes(file["content"])))
+                said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below."
+
+        button.observe(chosen, "value")
+        display(ipywidgets.HBox([button, said]))
+    return uploaded
+
+
+def write(folder: Path, name: str, content: bytes) -> Path:
+    """`content` as a file in `folder`, whatever folders `name` names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(name.replace("\\", "/")).name
+    path.write_bytes(content)
+    return path
