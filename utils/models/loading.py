@@ -110,17 +110,16 @@ def to_download(base: str, revision: str = "main") -> str:
     """
     if Path(base).expanduser().is_dir():
         return f"{Path(base).name} is on this machine: nothing to download"
+    # The files of a gated model are listed for everybody: who may have them, one of them tells.
+    explained(huggingface_hub.hf_hub_download, base, filename="config.json", revision=revision)
     try:
-        # The files of a gated model are listed for everybody: who may have them, one of them tells.
-        explained(huggingface_hub.hf_hub_download, base, filename="config.json", revision=revision)
         files = explained(huggingface_hub.model_info, base, revision=revision, files_metadata=True).siblings
     except Stop:
-        if constants.HF_HUB_OFFLINE and _cached(base, "config.json", revision):
-            return f"{base}: the Hub is offline here, and what is in the cache is taken"
-        raise
+        return f"{base}: the Hub cannot be asked for its size, so what is in the cache is taken"
     weights = {f.rfilename: f.size or 0 for f in files if f.rfilename.endswith(".safetensors")}
     weights = weights or {f.rfilename: f.size or 0 for f in files if f.rfilename.endswith(".bin")}
-    size = sum(n for name, n in weights.items() if "/" not in name and not _cached(base, name, revision))
+    cached = {n for n in weights if isinstance(huggingface_hub.try_to_load_from_cache(base, n, revision=revision), str)}
+    size = sum(weights[name] for name in weights if name not in cached and "/" not in name)
     place = next(p for p in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents) if p.exists())
     free = shutil.disk_usage(place).free
     if size > free:
@@ -128,10 +127,6 @@ def to_download(base: str, revision: str = "main") -> str:
         raise Stop(f"{told}. Make room, or set HF_HOME to a folder on a larger disk")
     token = "with your token" if huggingface_hub.get_token() else "without a token"
     return f"{base}: {size / 1e9:.1f} GB to download, {token}; {free / 1e9:.0f} GB of the disk are free"
-
-
-def _cached(base: str, name: str, revision: str) -> bool:
-    return isinstance(huggingface_hub.try_to_load_from_cache(base, name, revision=revision), str)
 
 
 def nf4(dtype, double_quant: bool = True):
@@ -202,7 +197,8 @@ def _reason(base: str, error: BaseException) -> str:
 
     if caused_by(hub.GatedRepoError):
         told = "no token was sent" if status == 401 else "your account has not accepted its licence"
-        mend = "Log in (hf auth login)" if status == 401 else "Accept it"
+        login = "Log in (hf auth login, or HF_TOKEN in Colab's secrets)"
+        mend = login if status == 401 else f"Accept it on huggingface.co/{base}"
         return f"{base} is gated and {told}. {mend}, or take an open copy: NousResearch/Llama-2-7b-hf is one of Llama-2"
     if caused_by(hub.HFValidationError, hub.RepositoryNotFoundError):
         return f"The Hub has no model {base}, or your token may not see it. Check the spelling"

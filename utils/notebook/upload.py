@@ -25,16 +25,18 @@ def ask(folder: Path) -> list[Path]:
         said = ipywidgets.HTML()
 
         def chosen(change):
-            # ipywidgets 7, which Colab has: {name: {content}}; 8: a tuple of {name, content}.
-            new = change["new"]
-            found = new.items() if isinstance(new, Mapping) else [(file["name"], file) for file in new]
-            for name, file in found:
-                uploaded.append(write(folder, name, bytes(file["content"])))
-                said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below."
+            uploaded.extend(write(folder, *file) for file in files_of(change["new"]))
+            said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below."
 
         button.observe(chosen, "value")
         display(ipywidgets.HBox([button, said]))
     return uploaded
+
+
+def files_of(value) -> list[tuple[str, bytes]]:
+    """Name and content of what a FileUpload holds: {name: {content}} in ipywidgets 7, a tuple of {name, content} in 8."""
+    found = value.items() if isinstance(value, Mapping) else [(file["name"], file) for file in value]
+    return [(name, bytes(file["content"])) for name, file in found]
 
 
 def write(folder: Path, name: str, content: bytes) -> Path:
