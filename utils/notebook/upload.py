@@ -34,7 +34,7 @@ def ask(folder: Path) -> list[Path]:
 
 
 def files_of(value) -> list[tuple[str, bytes]]:
-    """Name and content of what a FileUpload holds: {name: {content}} in ipywidgets 7, a tuple of {name, content} in 8."""
+    """Names and contents of a FileUpload: {name: {content}} in ipywidgets 7, a tuple of {name, content} in 8."""
     found = value.items() if isinstance(value, Mapping) else [(file["name"], file) for file in value]
     return [(name, bytes(file["content"])) for name, file in found]
 
