@@ -55,6 +55,7 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
         Stop: a cell failed, or the run was interrupted; says where the partly executed notebook is.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True)
@@ -74,6 +75,9 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     except papermill.PapermillExecutionError as error:
         name = "" if error.ename == "Stop" else f"{error.ename}: "
         raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {shown(executed)}") from None
+    except DeadKernelError:
+        told = "the notebook's process was ended from outside; most often the memory was full"
+        raise Stop(f"{told}. Run the same again: it goes on from its last checkpoint") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks just cut off would each report it at exit
         raise Stop(f"interrupted.\nThe notebook up to there: {shown(executed)}") from None

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+uploaded: list[Path] = []  # of this kernel: a cell that is run again forgets none
+
 
 def ask(folder: Path) -> list[Path]:
-    """The files that were chosen, written to `folder`. In Jupyter the list is empty at first and grows with each.
+    """The files that were chosen so far, written to `folder`. In Jupyter the list grows when another is chosen.
 
     Where nobody looks (`make run`) there is nothing to press.
     """
-    uploaded: list[Path] = []
     if "google.colab" in sys.modules:
         from google.colab import files
 
-        uploaded += [write(folder, name, content) for name, content in files.upload().items()]
+        uploaded.extend(write(folder, *file) for file in files.upload().items())
     elif "QLORA_PROGRESS_LINES" not in os.environ:
         import ipywidgets
         from IPython.display import display
@@ -24,10 +25,14 @@ def ask(folder: Path) -> list[Path]:
         button = ipywidgets.FileUpload(accept=".csv,.tsv,.json,.jsonl,.parquet")
         said = ipywidgets.HTML()
 
+        def tell():
+            said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below." if uploaded else ""
+
         def chosen(change):
             uploaded.extend(write(folder, *file) for file in files_of(change["new"]))
-            said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below."
+            tell()
 
+        tell()
         button.observe(chosen, "value")
         display(ipywidgets.HBox([button, said]))
     return uploaded

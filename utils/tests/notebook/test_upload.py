@@ -24,6 +24,7 @@ def test_colab_asks_with_its_own_dialogue(tmp_path, monkeypatch):
     colab = ModuleType("google.colab")
     colab.files = SimpleNamespace(upload=lambda: {"rows.csv": ROWS})
     monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setattr(upload, "uploaded", [])
     assert [path.read_bytes() for path in upload.ask(tmp_path)] == [ROWS]
 
 
