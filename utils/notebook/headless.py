@@ -96,7 +96,7 @@ class _Terminal:
         from tqdm import tqdm
 
         for line in text.splitlines():
-            if line.startswith("step ") or " rows kept" in line:
+            if line.startswith(("step ", "goes on after ")) or " rows kept" in line:
                 tqdm.write(line)
 
     def flush(self) -> None:

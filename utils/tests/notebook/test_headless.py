@@ -110,11 +110,12 @@ def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
 def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")  # as main() does
     cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
-    kept = "print('my.csv: 9 of 10 rows kept, 1 rejected')"
+    kept = "print('my.csv: 9 of 10 rows kept, 1 rejected')\nprint('goes on after checkpoint-50')"
     before = dict(os.environ)
     headless.run(notebook(tmp_path / "a" / "11_your_own_llama.ipynb", kept, cell), {}, tmp_path / "run")
-    assert capsys.readouterr().out.split("\n")[:2] == [
+    assert capsys.readouterr().out.split("\n")[:3] == [
         "my.csv: 9 of 10 rows kept, 1 rejected",
+        "goes on after checkpoint-50",
         "step 5 of 20, loss 1.0",
     ]
     assert dict(os.environ) == before
@@ -136,6 +137,14 @@ def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(tmp_path, cell, fir
     assert str(stopped.value).splitlines() == [first_line, f"The notebook up to there: {executed}"]
     assert "before" in executed.read_text()
     assert "after" not in str([c.get("outputs") for c in nbformat.read(executed, as_version=4).cells])
+
+
+def test_a_process_that_is_killed_is_one_sentence(tmp_path):
+    source = notebook(
+        tmp_path / "a" / "11_your_own_llama.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(runtime.Stop, match="ended from outside; .* Run the same again: it goes on"):
+        headless.run(source, {}, tmp_path / "run")
 
 
 def test_interrupted_it_says_where_the_notebook_is(tmp_path):
