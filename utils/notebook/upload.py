@@ -25,14 +25,11 @@ def ask(folder: Path) -> list[Path]:
         button = ipywidgets.FileUpload(accept=".csv,.tsv,.json,.jsonl,.parquet")
         said = ipywidgets.HTML()
 
-        def tell():
-            said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below." if uploaded else ""
-
         def chosen(change):
             uploaded.extend(write(folder, *file) for file in files_of(change["new"]))
-            tell()
+            said.value = f"{escape(uploaded[-1].name)} is here. Now run the cells below." if uploaded else ""
 
-        tell()
+        chosen({"new": ()})  # says what is here already
         button.observe(chosen, "value")
         display(ipywidgets.HBox([button, said]))
     return uploaded

@@ -3,7 +3,6 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
-import ipywidgets
 import pytest
 
 from utils.notebook import upload
@@ -26,12 +25,6 @@ def test_colab_asks_with_its_own_dialogue(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     monkeypatch.setattr(upload, "uploaded", [])
     assert [path.read_bytes() for path in upload.ask(tmp_path)] == [ROWS]
-
-
-def test_nobody_is_asked_where_nobody_looks(tmp_path, monkeypatch):
-    monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")
-    monkeypatch.setattr(ipywidgets, "FileUpload", None)
-    assert upload.ask(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["../../rows.csv", "/etc/rows.csv", "C:\\files\\rows.csv"])
