@@ -1,4 +1,5 @@
-# make run    the whole story once: notebook 00, headless. DATA=my.csv BASE=folder-or-hub-name SEED=1
+# make run    fine-tune once: notebook 11, headless. DATA=my.csv COLUMNS=instruction=Frage,output=Antwort
+#             BASE=folder-or-hub-name EPOCHS=3 SEED=1
 # make test   all notebooks, outputs compared, and the tests of utils. PYTEST_ARGS="notebooks/00_start_here.ipynb -x"
 # make oldest the same with the oldest versions that requirements.txt allows, in .venv-oldest
 # Both make .venv on first use and install requirements.txt there; PYTHON=python3.12 picks another Python.
@@ -10,8 +11,8 @@ STAMP = $(VENV)/.installed
 # adapter that others load.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-# DATA, BASE and SEED reach the program through the environment: no shell ever splits or reads them.
-export DATA BASE SEED
+# The settings reach the program through the environment: no shell ever splits or reads them.
+export DATA COLUMNS BASE EPOCHS SEED
 export CALLED_FROM = $(PWD)
 
 .PHONY: run test oldest

@@ -1,11 +1,15 @@
 """A base model in four bits, and its tokenizer: from a folder or from the Hub."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import torch
+from huggingface_hub import constants
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
@@ -98,6 +102,33 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     return model.eval()
 
 
+def to_download(base: str, revision: str = "main") -> str:
+    """What must be downloaded before `base` can be loaded, in a sentence; no weight is read.
+
+    Raises:
+        Stop: no such model, no access to it, or a disk that has no room for it.
+    """
+    if Path(base).expanduser().is_dir():
+        return f"{Path(base).name} is on this machine: nothing to download"
+    # The files of a gated model are listed for everybody: who may have them, one of them tells.
+    explained(huggingface_hub.hf_hub_download, base, filename="config.json", revision=revision)
+    try:
+        files = explained(huggingface_hub.model_info, base, revision=revision, files_metadata=True).siblings
+    except Stop:
+        return f"{base}: the Hub cannot be asked for its size, so what is in the cache is taken"
+    weights = {f.rfilename: f.size or 0 for f in files if f.rfilename.endswith(".safetensors")}
+    weights = weights or {f.rfilename: f.size or 0 for f in files if f.rfilename.endswith(".bin")}
+    cached = {n for n in weights if isinstance(huggingface_hub.try_to_load_from_cache(base, n, revision=revision), str)}
+    size = sum(weights[name] for name in weights if name not in cached and "/" not in name)
+    place = next(p for p in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if size > free:
+        told = f"{base} is a download of {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free"
+        raise Stop(f"{told}. Make room, or set HF_HOME to a folder on a larger disk")
+    token = "with your token" if huggingface_hub.get_token() else "without a token"
+    return f"{base}: {size / 1e9:.1f} GB to download, {token}; {free / 1e9:.0f} GB of the disk are free"
+
+
 def nf4(dtype, double_quant: bool = True):
     """transformers' settings for linear layers in NF4 that compute in `dtype`."""
     return BitsAndBytesConfig(
@@ -157,6 +188,8 @@ def _reason(base: str, error: BaseException) -> str:
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
+    if any(getattr(cause, "errno", None) == errno.ENOSPC or "os error 28" in str(cause) for cause in causes):
+        return f"{base} cannot be downloaded: the disk is full. Make room, or set HF_HOME to a folder on a larger disk"
     status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
 
     def caused_by(*kinds: type) -> bool:
@@ -164,7 +197,8 @@ def _reason(base: str, error: BaseException) -> str:
 
     if caused_by(hub.GatedRepoError):
         told = "no token was sent" if status == 401 else "your account has not accepted its licence"
-        mend = "Log in (hf auth login)" if status == 401 else "Accept it"
+        login = "Log in (hf auth login, or HF_TOKEN in Colab's secrets)"
+        mend = login if status == 401 else f"Accept it on huggingface.co/{base}"
         return f"{base} is gated and {told}. {mend}, or take an open copy: NousResearch/Llama-2-7b-hf is one of Llama-2"
     if caused_by(hub.HFValidationError, hub.RepositoryNotFoundError):
         return f"The Hub has no model {base}, or your token may not see it. Check the spelling"

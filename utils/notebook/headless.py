@@ -1,10 +1,11 @@
-"""`make run`: notebook 00 from the first cell to the last without a browser, then what came of it and where it is.
+"""`make run`: notebook 11 from the first cell to the last without a browser, then what came of it and where it is.
 
     DATA=my.csv BASE=folder-or-hub-name python -m utils.notebook.headless
 
 Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
-names, or a Hub name), BASE (a folder or a Hub name), SEED (a whole number). Each replaces the value in the notebook's
-cell tagged `parameters`. What its cell tagged `summary` prints is said at the end.
+names, or a Hub name), COLUMNS (instruction=Frage,output=Antwort), BASE (a folder or a Hub name), EPOCHS and SEED (whole
+numbers). Each replaces the value in the notebook's cell tagged `parameters`. What its cell tagged `summary` prints is
+said at the end.
 """
 
 import logging
@@ -18,14 +19,14 @@ from utils import runtime
 from utils.data import sources
 from utils.runtime import Stop, shown
 
-NOTEBOOK = runtime.ROOT / "notebooks" / "00_start_here.ipynb"
+NOTEBOOK = runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb"
 
 
 def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
-    """DATA, BASE and SEED of an environment, checked before anything is started; paths start from `called_from`.
+    """The settings of an environment, checked before anything is started; paths start from `called_from`.
 
     Raises:
-        Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, SEED no whole number.
+        Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, EPOCHS or SEED no whole number.
     """
     found = {}
     if data := settings.get("DATA", ""):
@@ -39,11 +40,12 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
         if not path.is_dir() and not runtime.is_hub_name(base):
             raise Stop(f"BASE={base} is neither a folder (looked for {path}) nor a Hub name (owner/name).")
         found["BASE"] = str(path.resolve()) if path.is_dir() else base
-    if seed := settings.get("SEED", ""):
-        if not seed.isdecimal():
-            raise Stop(f"SEED={seed} is not a whole number from 0.")
-        found["SEED"] = int(seed)
-    return found
+    for name in ("EPOCHS", "SEED"):
+        if number := settings.get(name, ""):
+            if not number.isdecimal():
+                raise Stop(f"{name}={number} is not a whole number from 0.")
+            found[name] = int(number)
+    return found | ({"COLUMNS": settings["COLUMNS"]} if settings.get("COLUMNS") else {})
 
 
 def run(notebook: Path, given: dict, folder: Path) -> list[str]:
@@ -53,6 +55,7 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
         Stop: a cell failed, or the run was interrupted; says where the partly executed notebook is.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True)
@@ -72,6 +75,9 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     except papermill.PapermillExecutionError as error:
         name = "" if error.ename == "Stop" else f"{error.ename}: "
         raise Stop(f"{name}{error.evalue}\nThe notebook up to there: {shown(executed)}") from None
+    except DeadKernelError:
+        told = "the notebook's process was ended from outside; most often the memory was full"
+        raise Stop(f"{told}. Run the same again: it goes on from its last checkpoint") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks just cut off would each report it at exit
         raise Stop(f"interrupted.\nThe notebook up to there: {shown(executed)}") from None
@@ -90,7 +96,7 @@ class _Terminal:
         from tqdm import tqdm
 
         for line in text.splitlines():
-            if line.startswith("step ") or " rows kept" in line:
+            if line.startswith(("step ", "goes on after ")) or " rows kept" in line:
                 tqdm.write(line)
 
     def flush(self) -> None:
@@ -98,8 +104,9 @@ class _Terminal:
 
 
 def main() -> int:
-    """Run notebook 00 with the settings of the environment. Returns the exit status."""
+    """Run notebook 11 with the settings of the environment. Returns the exit status."""
     os.environ["QLORA_PROGRESS_LINES"] = "1"  # read by the kernel, which inherits it
+    os.environ.setdefault("QLORA_PROFILE", "pocket")  # a GPU alone is no reason to download 13.5 GB
     try:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
         print("\n".join(["", *run(NOTEBOOK, given, runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))]))

@@ -30,6 +30,7 @@ MAY = {
     "notebook.figures": set(),
     "notebook.exercise": set(),
     "notebook.measurements": {"runtime"},
+    "notebook.upload": set(),
     "notebook.headless": {"runtime", "data"},
 }
 

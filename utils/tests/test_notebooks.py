@@ -131,6 +131,18 @@ def test_exercises_have_solutions(path):
     assert not unsolved, f"solutions/{path.name} has no check(..., strict=True) for {unsolved}"
 
 
+RUN = FOLDER / "11_your_own_llama.ipynb"
+
+
+def test_the_run_is_short():
+    """Reading time: prose at 200 words a minute, 15 seconds a code cell."""
+    notebook = load(RUN)
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(code_cells(notebook)) <= 34
+    assert words / 200 + len(code_cells(notebook)) / 4 <= 15
+    assert max(lines(cell) for _, cell in code_cells(notebook)) <= 25
+
+
 # The checks above are themselves checked: a clean notebook has no problem, each spoiled one has exactly its own.
 
 

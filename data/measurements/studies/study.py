@@ -45,12 +45,13 @@ def write(chosen: argparse.Namespace, name: str, figures: dict) -> None:
     print(record.write(name, figures, " ".join(command), chosen.out).name)
 
 
-def chapter(name: str, until: str = "", **parameters) -> dict:
+def chapter(name: str, until: str = "", bounds: bool = True, **parameters) -> dict:
     """The names that a chapter's code cells define, after running them in order, in notebooks/.
 
     Args:
         name: of the notebook, without its ending.
         until: the beginning of a line of a text cell, such as a heading; the cells before it are run. All by default.
+        bounds: False leaves out the chapter's asserts, which a quick run cannot meet.
         parameters: replace those of the notebook's cell tagged `parameters`.
     """
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -64,7 +65,7 @@ def chapter(name: str, until: str = "", **parameters) -> dict:
                 break
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(source, f"<{name}, cell {i}>", "exec"), names)  # the chapter's own code
+            exec(compile(source, f"<{name}, cell {i}>", "exec", optimize=-1 if bounds else 1), names)  # its own code
         if "parameters" in cell["metadata"].get("tags", []):
             names |= parameters
     if not stopped:

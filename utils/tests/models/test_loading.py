@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from utils.training import trainer
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOADERS = [loading.load_tokenizer, loading.load_base]
+ASKERS = [*LOADERS, loading.to_download, adapters.find]
 MACHINES = {"": torch.float32, "7.5": torch.float16, "8.0": torch.bfloat16}  # a laptop, a T4, an A100
 
 
@@ -334,16 +336,16 @@ UNKNOWN = f"The Hub has no model {NAME}, or your token may not see it. Check the
 BUSY = f"{NAME} cannot be downloaded: the Hub answered {{}}. Check your token, or try again in some minutes"
 
 
-@pytest.mark.parametrize("load", [*LOADERS, adapters.find])
+@pytest.mark.parametrize("load", ASKERS)
 @pytest.mark.parametrize(
     ("status", "code", "told"),
     [
         (
             401,
             "GatedRepo",
-            f"{NAME} is gated and no token was sent. Log in (hf auth login), or take an open copy: Nous",
+            f"{NAME} is gated and no token was sent. Log in (hf auth login, or HF_TOKEN in Colab's secrets), or",
         ),
-        (403, "GatedRepo", f"{NAME} is gated and your account has not accepted its licence. Accept it, or take"),
+        (403, "GatedRepo", f"{NAME} is gated and your account has not accepted its licence. Accept it on hugg"),
         (404, "RepoNotFound", UNKNOWN),
         (401, "", UNKNOWN),  # a private one, asked for without a token
         (403, "", BUSY.format(403)),
@@ -366,7 +368,7 @@ def test_a_repository_without_a_transformers_model_says_so(hub, load):
     assert said(load, NAME).startswith(f"{NAME} cannot be loaded: ")
 
 
-@pytest.mark.parametrize("load", [*LOADERS, adapters.find])
+@pytest.mark.parametrize("load", ASKERS)
 @pytest.mark.parametrize("offline", [True, False])
 def test_no_network_says_go_online_or_give_a_folder(hub, monkeypatch, load, offline):
     import httpx
@@ -386,4 +388,21 @@ def test_a_full_disk_is_not_called_a_missing_network(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", full)
-    assert said(loading.load_tokenizer, NAME) == f"{NAME} cannot be loaded: [Errno 28] No space left on device"
+    assert said(loading.load_tokenizer, NAME).startswith(f"{NAME} cannot be downloaded: the disk is full. Make room")
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [(4e9, f"{NAME}: 3.5 GB to download"), (3e9, f"{NAME} is a download of 3.5 GB, and the disk has 3.0 GB free")],
+)
+def test_a_download_that_the_disk_has_no_room_for_is_not_begun(monkeypatch, free, told):
+    sizes = {"a.safetensors": 10e9, "b.safetensors": 3.5e9, "model.bin": 13.5e9, "gguf/x.safetensors": 4e9}
+    siblings = [SimpleNamespace(rfilename=name, size=int(size)) for name, size in sizes.items()]
+    answers = {"hf_hub_download": "config.json", "model_info": SimpleNamespace(siblings=siblings), "get_token": None}
+    for name, value in answers.items():
+        monkeypatch.setattr(f"huggingface_hub.{name}", lambda *args, value=value, **kwargs: value)
+    cached = {"a.safetensors": "a path"}.get
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda base, name, revision: cached(name))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    found = loading.to_download(NAME) if free > 3.5e9 else said(loading.to_download, NAME)
+    assert found.startswith(told)

@@ -120,6 +120,7 @@ def excerpt(notebook: Path, folder: Path, shows: str) -> Path:
     copy.cells = [first, *kept]
     for cell in copy.cells:
         cell.outputs, cell.execution_count = [], None
+        cell.metadata.pop("jupyter", None)  # a folded cell shows no number, and so not that it has been run
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(copy, folder / notebook.name)
     return folder / notebook.name

@@ -1,4 +1,4 @@
-"""The playground as people meet it: in JupyterLab, in a browser, with the mouse.
+"""The playground, and the upload of a file, as people meet them: in JupyterLab, in a browser, with the mouse.
 
 Set BROWSER_SCREENSHOTS to a folder to look at what the browser saw.
 """
@@ -16,6 +16,7 @@ from utils.tests.notebook import browser
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
 NOTEBOOK = runtime.ROOT / "notebooks" / "06_inference.ipynb"
+RUN = runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb"
 REDRAWN = """old => {
   const picture = document.querySelector('img.widget-image')
   return picture.src != old && picture.complete && picture.naturalWidth > 300
@@ -23,12 +24,18 @@ REDRAWN = """old => {
 
 
 @pytest.fixture
-def copy():
-    """The cells with sliders and playground, beside the course: the first one finds it there. Nothing of it stays."""
-    folder = runtime.OUTPUTS / "browser"
-    shutil.rmtree(folder, ignore_errors=True)
-    yield browser.excerpt(NOTEBOOK, folder, shows="display(").relative_to(runtime.ROOT).as_posix()
-    shutil.rmtree(folder, ignore_errors=True)
+def folder():
+    """Beside the course, so that a copy's first cell finds it. Nothing of it stays."""
+    place = runtime.OUTPUTS / "browser"
+    shutil.rmtree(place, ignore_errors=True)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def copy(folder):
+    """The cells with sliders and playground."""
+    return browser.excerpt(NOTEBOOK, folder, shows="display(").relative_to(runtime.ROOT).as_posix()
 
 
 def look(page, name: str) -> None:
@@ -80,3 +87,27 @@ def test_somebody_moves_a_slider_asks_in_the_playground_and_reads_the_answer(cop
     alive = psutil.wait_procs(started, timeout=5)[1]
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert NOTEBOOK.read_bytes() == stored
+
+
+def test_somebody_uploads_a_file_reads_what_became_of_it_and_asks_in_the_chat_box(folder):
+    copy = browser.excerpt(RUN, folder, shows="ask_button.on_click").relative_to(runtime.ROOT).as_posix()
+    name = "browser test, rows.csv"
+    rows = "question;answer;source\n" + "".join(f"What is {n}?;{n};me\n" for n in range(30)) + "Who?;;me\n"
+    try:
+        with browser.lab(runtime.ROOT) as page:
+            browser.open_notebook(page, copy)
+            browser.run_all(page)
+            with page.expect_file_chooser() as chooser:
+                page.locator(".widget-upload").click()
+            chooser.value.set_files({"name": name, "mimeType": "text/csv", "buffer": rows.encode()})
+            page.get_by_text(f"{name} is here").wait_for(timeout=30_000)
+            browser.run_all(page)
+            page.get_by_text(f"{name}: 30 of 31 rows kept").wait_for(timeout=60_000)
+
+            page.get_by_placeholder("Ask something").fill("What is <b>7</b>?")
+            page.get_by_role("button", name="Ask", exact=True).click()
+            page.locator(".chat").filter(has_text="What is <b>7</b>?").wait_for(timeout=60_000)  # as letters
+            look(page, "chat")
+    finally:
+        (runtime.OUTPUTS / "uploads" / name).unlink(missing_ok=True)
+        shutil.rmtree(runtime.OUTPUTS / "data" / name, ignore_errors=True)

@@ -1,6 +1,7 @@
 """`make run`: what it refuses before it starts, and what it says at the end, on a stand-in notebook."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,7 +38,15 @@ def rows(tmp_path) -> Path:
 
 def test_nothing_given_keeps_the_notebooks_values(tmp_path):
     assert headless.parameters({}, tmp_path) == {}
-    assert headless.parameters({"DATA": "", "BASE": "", "SEED": ""}, tmp_path) == {}
+    assert headless.parameters(dict.fromkeys(("DATA", "COLUMNS", "BASE", "EPOCHS", "SEED"), ""), tmp_path) == {}
+
+
+def test_every_setting_is_one_of_the_notebook():
+    cells = nbformat.read(headless.NOTEBOOK, as_version=4).cells
+    (tagged,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    given = {"DATA": "gpt2", "COLUMNS": "output=Antwort", "BASE": "gpt2", "EPOCHS": "2", "SEED": "1"}
+    assert headless.parameters(given, runtime.ROOT) == given | {"EPOCHS": 2, "SEED": 1}
+    assert set(given) <= set(re.findall(r"^([A-Z]+) = \S+  # @param", tagged, re.MULTILINE))
 
 
 def test_relative_paths_start_where_make_was_called(tmp_path, rows, monkeypatch):
@@ -66,6 +75,7 @@ def test_a_hub_name_stays_as_it_is(tmp_path, base):
         ({"BASE": "./none"}, "BASE=./none is neither a folder"),
         ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
         ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
+        ({"EPOCHS": "1.5"}, "EPOCHS=1.5 is not a whole number"),
     ],
 )
 def test_refused_before_anything_starts(tmp_path, rows, settings, reason, monkeypatch, capsys):
@@ -80,29 +90,30 @@ def test_refused_before_anything_starts(tmp_path, rows, settings, reason, monkey
 
 def test_a_run_says_where_everything_is(tmp_path, rows, monkeypatch):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    source = notebook(tmp_path / "the course" / "00_start_here.ipynb", "import os; print('folder', os.getcwd())")
+    source = notebook(tmp_path / "the course" / "11_your_own_llama.ipynb", "import os; print('folder', os.getcwd())")
     before = source.read_bytes()
     folder = tmp_path / "out puts" / "runs" / "1"
     lines = headless.run(source, {"DATA": str(rows), "SEED": 3}, folder)
     assert lines == [
         f"seed 3, data {rows}, base None",
-        "notebook  out puts/runs/1/00_start_here.ipynb",
-        "page      out puts/runs/1/00_start_here.html",
+        "notebook  out puts/runs/1/11_your_own_llama.ipynb",
+        "page      out puts/runs/1/11_your_own_llama.html",
     ]
     assert source.read_bytes() == before
-    executed = nbformat.read(folder / "00_start_here.ipynb", as_version=4)
+    executed = nbformat.read(folder / "11_your_own_llama.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].text == f"folder {source.parent}\n"  # runs where the notebook lies
-    assert f"folder {source.parent}" in (folder / "00_start_here.html").read_text()
+    assert f"folder {source.parent}" in (folder / "11_your_own_llama.html").read_text()
 
 
 def test_training_shows_in_the_terminal_what_else_is_printed_does_not(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QLORA_PROGRESS_LINES", "1")  # as main() does
     cell = "import os\nif 'QLORA_PROGRESS_LINES' in os.environ: print('step 5 of 20, loss 1.0')\nprint('other')"
-    kept = "print('my.csv: 9 of 10 rows kept, 1 rejected')"
+    kept = "print('my.csv: 9 of 10 rows kept, 1 rejected')\nprint('goes on after checkpoint-50')"
     before = dict(os.environ)
-    headless.run(notebook(tmp_path / "a" / "00_start_here.ipynb", kept, cell), {}, tmp_path / "run")
-    assert capsys.readouterr().out.split("\n")[:2] == [
+    headless.run(notebook(tmp_path / "a" / "11_your_own_llama.ipynb", kept, cell), {}, tmp_path / "run")
+    assert capsys.readouterr().out.split("\n")[:3] == [
         "my.csv: 9 of 10 rows kept, 1 rejected",
+        "goes on after checkpoint-50",
         "step 5 of 20, loss 1.0",
     ]
     assert dict(os.environ) == before
@@ -117,19 +128,27 @@ STOP = "from utils.runtime import Stop\nraise Stop('x.jsonl, line 3: no output. 
 )
 def test_a_failing_cell_is_one_line_and_the_notebook_is_kept(tmp_path, cell, first_line, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(runtime.ROOT))
-    source = notebook(tmp_path / "a" / "00_start_here.ipynb", "print('before')", cell, "print('after')")
+    source = notebook(tmp_path / "a" / "11_your_own_llama.ipynb", "print('before')", cell, "print('after')")
     with pytest.raises(runtime.Stop) as stopped:
         headless.run(source, {}, tmp_path / "run")
-    executed = tmp_path / "run" / "00_start_here.ipynb"
+    executed = tmp_path / "run" / "11_your_own_llama.ipynb"
     assert str(stopped.value).splitlines() == [first_line, f"The notebook up to there: {executed}"]
     assert "before" in executed.read_text()
     assert "after" not in str([c.get("outputs") for c in nbformat.read(executed, as_version=4).cells])
 
 
+def test_a_process_that_is_killed_is_one_sentence(tmp_path):
+    source = notebook(
+        tmp_path / "a" / "11_your_own_llama.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(runtime.Stop, match="ended from outside; .* Run the same again: it goes on"):
+        headless.run(source, {}, tmp_path / "run")
+
+
 def test_interrupted_it_says_where_the_notebook_is(tmp_path):
     reached = tmp_path / "reached"
     slow = f"import pathlib, time; pathlib.Path({str(reached)!r}).touch(); time.sleep(60)"
-    source = notebook(tmp_path / "a" / "00_start_here.ipynb", "print('before')", slow)
+    source = notebook(tmp_path / "a" / "11_your_own_llama.ipynb", "print('before')", slow)
     code = (
         "import sys; from pathlib import Path; from utils import runtime; from utils.notebook import headless\n"
         f"headless.NOTEBOOK, runtime.OUTPUTS = Path({str(source)!r}), Path({str(tmp_path)!r})\n"
