@@ -104,6 +104,5 @@ def test_every_nth_layer_is_recomputed(adapted, tokenizer, encoded):
     calls = [0, 0]
     for i, layer in enumerate(adapted.get_base_model().model.layers):
         layer.self_attn.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
-    recipe = replace(tiny.RECIPE, steps=1, gradient_checkpointing=True)
-    train(adapted, tokenizer, encoded, recipe, live=False, callbacks=[levers.CheckpointEvery(2)])
+    train(adapted, tokenizer, encoded, replace(tiny.RECIPE, steps=1, gradient_checkpointing=2), live=False)
     assert calls == [2, 1]
