@@ -24,7 +24,7 @@ KINDS = (0, 4, 2, 1)  # recompute no layer, every fourth, every second, all
 # bandwidth (GB/s) of Nvidia's data sheets.
 SHEETS = {"T4": (65, 320), "L4": (121, 300), "4090": (165, 1008), "A100": (312, 1555), "H100": (989, 3350)}
 SHEETS |= {"H200": (989, 4800)}
-MEASURED = "H200"  # whose rates are in a record; other cards are taken to reach the same share of their sheets
+MEASURED = "H100"  # whose rates are in a record; other cards are taken to reach the same share of their sheets
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
 
 def rates(card: str) -> dict[str, float]:
     """What `seconds` wants of a card of SHEETS: measured, or as far from those measured as the data sheets are."""
-    known = measurements.read("speed_default_7b")["figures"]["rates"]
+    known = measurements.read("rates_nvidia_h100_80gb_hbm3")["figures"]["rates"]
     compute, moving = (ours / theirs for ours, theirs in zip(SHEETS[card], SHEETS[MEASURED], strict=True))
     return {name: rate * (moving if name.startswith("copy") else compute) for name, rate in known.items()}
 
