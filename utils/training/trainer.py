@@ -53,7 +53,7 @@ class Trainer(Whole, SFTTrainer):
         return 0
 
     def training_step(self, model, *args, **kwargs):
-        if not model.training:
+        if not loading.bare(self.model).training:  # a PeftModel that was just made says yes, around a base that is not
             model.train()
         model.__dict__["train"] = lambda *_: model
         try:
