@@ -12,6 +12,7 @@ from functools import lru_cache
 # Recognised by their columns, in this order: what we call a text -> what the file calls it.
 SCHEMAS = (
     {"instruction": "instruction", "output": "output"},  # Alpaca
+    {"instruction": "instruction", "output": "response"},  # Dolly
     {"instruction": "prompt", "output": "completion"},
     {"instruction": "question", "output": "answer"},
     {"messages": "messages"},  # role/content
@@ -21,7 +22,8 @@ OPTIONAL = {"input": ("input", "context"), "system": ("system",), "history": ("h
 KEYS = ("system", "history", "instruction", "input", "output")
 ROLES = {"human": "user", "gpt": "assistant", "developer": "system", "model": "assistant"}
 ROLES |= {role: role for role in ("system", "user", "assistant")}
-FIELDS = {*KEYS, "role", "content", "from", "value", "weight", "type", "text"}  # of a turn, that are read
+LEARN = ("weight", "train", "loss")  # of a turn: is its answer learned? OpenAI's name, Axolotl's, ms-swift's
+FIELDS = {*KEYS, *LEARN, "role", "content", "from", "value", "type", "text"}  # of a turn, that are read
 # Changes the meaning of a row or a turn, and is nothing that our text could say.
 BEYOND = {"tools", "functions", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking"}
 BEYOND |= {"image", "images", "audio", "audios", "video", "videos", "label"}
@@ -160,7 +162,7 @@ def _conversation(value: object, field: str) -> dict:
         if role is None:
             mend = "Give each message a role: system, user or assistant (tool calling has no place in the template)"
             raise Problem("roles", place, f"{place} has the role {_short(said)}", mend)
-        if (weight := turn.get("weight")) not in (None, 0, 1):
+        if (weight := next((turn[name] for name in LEARN if turn.get(name) is not None), 1)) not in (0, 1):
             raise Problem("weight", place, f"the weight of {place} is {_short(weight)}", "Only 0 and 1 can be obeyed")
         text = turn.get("value") if turn.get("content") is None else turn["content"]
         turns.append((role, _text(text, place, optional=role == "system"), {"weight": 0} if weight == 0 else {}))

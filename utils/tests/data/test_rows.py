@@ -149,6 +149,9 @@ LEARNED, READ = {"instruction": "i", "output": "o"}, {"instruction": "u", "outpu
         ({"messages": talk(U, A), "input": "c", "history": "h"}, {"instruction": "u", "input": "", "output": "a"}),
         ({"messages": [*talk(U), turn("a", weight=0), *talk(("user", "i")), turn("o", weight=1)]}, {"history": [READ]}),
         ({"messages": [*talk(("user", "i")), turn("o"), *talk(U), turn("a", weight=0.0)]}, WANTED),
+        ({"messages": [*talk(U), turn("a", train=False), *talk(("user", "i")), turn("o")]}, {"history": [READ]}),
+        ({"messages": [*talk(U), turn("a", loss=False), *talk(("user", "i")), turn("o")]}, {"history": [READ]}),
+        ({"instruction": "i", "context": "c", "response": "o"}, WANTED | {"input": "c"}),
         (GOOD | {"history": [READ, LEARNED | {"input": "c"}]}, {"history": [READ, LEARNED | {"input": "c"}]}),
     ],
 )
