@@ -83,11 +83,11 @@ def normal(raw: object, columns: dict[str, str] | None = None) -> tuple[dict, li
             raise Problem("input", beside, f"{beside!r} stands beside a conversation", "Put it into its messages")
     else:
         row |= {ours: _text(raw[names[ours]], names[ours]) for ours in ("instruction", "output")}
-    row["input"] = _text(raw.get(names.get("input")), names.get("input", "input"), optional=True)
-    system = _text(raw.get(names.get("system")), "system", optional=True)
+    row["input"] = _text(raw[names["input"]], names["input"], optional=True) if "input" in names else ""
+    system = "system" in names and _text(raw[names["system"]], "system", optional=True)
     if system and row.setdefault("system", system) != system:
         raise Problem("system", "system", "'system' and the system's message are two texts", "Keep one of them")
-    if history := raw.get(names.get("history")):
+    if "history" in names and (history := raw[names["history"]]):
         row["history"] = _history(history)
     notes = _notes(row)
     return {key: row[key] for key in KEYS if key in row} | row, notes
