@@ -89,6 +89,10 @@ def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     return [*lines, f"notebook  {shown(executed)}", f"page      {shown(page)}"]
 
 
+# How the lines begin that are shown in a terminal, too: the data, and the training.
+TOLD = ("step ", "goes on after ", "used: ", "not used: ", "Groups of rows", "All rows ask", "There is nothing to hold")
+
+
 class _Terminal:
     """Of what the notebook prints, shows what rows were kept and how training goes, above papermill's bar."""
 
@@ -96,7 +100,7 @@ class _Terminal:
         from tqdm import tqdm
 
         for line in text.splitlines():
-            if line.startswith(("step ", "goes on after ")) or " rows kept" in line:
+            if line.startswith(TOLD) or " rows kept" in line or " are too long" in line:
                 tqdm.write(line)
 
     def flush(self) -> None:
