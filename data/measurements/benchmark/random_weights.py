@@ -31,6 +31,8 @@ def write(target: str, folder: str) -> None:
     """A model of `target`'s shape (as `random_model.config` names it), a tokenizer, rows.jsonl as long as Alpaca's."""
     model = random_model.build(random_model.config(target), four_bit=False, dtype=torch.float16)
     model.save_pretrained(folder)
-    loading.load_tokenizer(PROFILES["pocket"].base).save_pretrained(folder)
+    tokenizer = loading.load_tokenizer(PROFILES["pocket"].base)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
     lines = [json.dumps(row) for row in rows(measurements.read("speed_real_7b")["figures"]["lengths"] * 3)]
     Path(folder, "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
