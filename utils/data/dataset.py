@@ -130,8 +130,9 @@ def encode(tokenizer, rows: list[dict], max_length: int):
     too_long = [(row, n) for row, n in zip(rows, lengths, strict=True) if n > min(max_length, reads)]
     if too_long:
         enough = sorted(lengths)[ceil(0.95 * len(rows)) - 1]
-        mend = f"max_length {enough:,} keeps 95 % of rows, {max(lengths):,} keeps all"
-        mend = mend if enough <= reads else f"The base reads {reads:,} at most"
+        every = f", {max(lengths):,} keeps all" if max(lengths) <= reads else ""
+        mend = f"max_length {enough:,} keeps 95 % of rows{every}"
+        mend = mend if max_length < reads >= enough else f"The base reads {reads:,} at most"
         problems = [(row, Problem("too long", "", f"{n:,} tokens are too many", mend)) for row, n in too_long]
         reports = {id(report): report for row, problem in problems if (report := reject(row, problem))}
         for report in reports.values():

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def ask(folder: Path) -> list[Path]:
 
 def files_of(value) -> list[tuple[str, bytes]]:
     """Names and contents of a FileUpload: {name: {content}} in ipywidgets 7, a tuple of {name, content} in 8."""
-    found = value.items() if isinstance(value, Mapping) else [(file["name"], file) for file in value]
+    found = value.items() if isinstance(value, dict) else [(file["name"], file) for file in value]
     return [(name, bytes(file["content"])) for name, file in found]
 
 

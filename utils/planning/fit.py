@@ -1,5 +1,6 @@
 """Will it fit, and how long will it take: the fastest recipe for a card and rows, its planned peak and time."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -76,7 +77,7 @@ def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
         steps = trainer.arguments(recipe, len(lengths), "").max_steps
         return Plan(recipe, "", 0.0, sum(memory.at_peak(config, padded, levers).values()) / GIB, tokens, steps, None)
     card, gib = torch.cuda.get_device_name(), hardware.memory()
-    name = next((known for known in SHEETS if known in card), "")
+    name = next((known for known in SHEETS if known in re.split(r"[\s-]", card)), "")
     chosen = choose(config, lengths, recipe, gib, rates(name or MEASURED))
     found = packs(lengths, chosen)
     steps = trainer.arguments(chosen, len(lengths), "", packs=len(found) if chosen.pack_length else 0).max_steps

@@ -245,6 +245,16 @@ def test_too_long_rows_are_rejected_with_their_lengths_and_what_would_keep_them(
     assert str(report) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_no_max_length_is_advised_that_the_base_cannot_read(tokenizer, tmp_path, monkeypatch, lower):
+    report, rows = dataset.examine(write(tmp_path / "my.jsonl", [*numbered(39), GOOD | {"output": "x " * 90}]))
+    short, *_, reads, _ = sorted(len(template.encode(tokenizer, row)["input_ids"]) for row in rows)
+    monkeypatch.setattr(tokenizer, "model_max_length", reads)
+    assert len(dataset.encode(tokenizer, rows, short if lower else 2 * reads)[1]) >= 1
+    told = f"; max_length {reads} keeps 95 % of rows" if lower else f"; The base reads {reads} at most"
+    assert str(report).splitlines()[0].endswith(told)
+
+
 def test_held_out_rows_that_are_all_too_long_end_no_run_and_training_rows_do(tokenizer, tmp_path):
     _, rows = dataset.examine(write(tmp_path / "my.jsonl", [*numbered(9), GOOD | {"output": "x" * 90}]))
     longest = len(template.encode(tokenizer, rows[8])["input_ids"])

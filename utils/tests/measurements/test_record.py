@@ -71,9 +71,9 @@ def test_a_missing_or_broken_record_says_the_mend(tmp_path):
         measurements.read("no-such")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "empty.json").write_text("{}")
-    with pytest.raises(runtime.Stop, match="is not JSON"):
+    with pytest.raises(runtime.Stop, match="no record"):
         measurements.read("broken", folder=tmp_path)
-    with pytest.raises(runtime.Stop, match="has no figures"):
+    with pytest.raises(runtime.Stop, match="no record"):
         measurements.read("empty", folder=tmp_path)
 
 

@@ -72,7 +72,7 @@ def test_packs_hold_every_row_once():
     assert all(sum(pack) <= 2048 for pack in found)
 
 
-@pytest.mark.parametrize("card", ["Tesla T4", "NVIDIA H100 80GB HBM3", "Some New Card"])
+@pytest.mark.parametrize("card", ["Tesla T4", "NVIDIA H100 80GB HBM3", "NVIDIA L40S"])
 def test_a_plan_says_what_it_knows(monkeypatch, card):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
@@ -82,7 +82,7 @@ def test_a_plan_says_what_it_knows(monkeypatch, card):
     monkeypatch.setattr(fit.trainer, "arguments", lambda *_, **__: steps)
     plan = fit.fit(SEVEN_B, LENGTHS * 30, RECIPE)
     assert plan.recipe == RECIPE and plan.tokens == 3 * 30 * sum(LENGTHS) and 11 < plan.peak_gib < 13
-    assert ("not predicted" in str(plan)) == (card == "Some New Card") == (plan.gpu_s is None)
+    assert ("not predicted" in str(plan)) == (card == "NVIDIA L40S") == (plan.gpu_s is None)
     if card == "Tesla T4":
         assert 10 * 60 < plan.gpu_s[0] < plan.gpu_s[1] < 3 * 3600
 
