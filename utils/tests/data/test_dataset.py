@@ -41,8 +41,6 @@ def test_one_foreign_line_in_a_utf_8_file_costs_that_line(tmp_path):
     report, rows = dataset.examine(tmp_path / "my.jsonl")
     assert rows == [{"instruction": "Größe", "input": "", "output": "o"}]
     assert str(report.findings[0]).startswith("my.jsonl, line 2: 'question' holds bytes that are not UTF-8")
-    (tmp_path / "my.jsonl").write_bytes(lines[1])
-    assert dataset.read(tmp_path / "my.jsonl", encoding="latin-1") == rows
 
 
 @pytest.mark.parametrize(
