@@ -223,10 +223,8 @@ def to_remove(have: Mapping[str, str]) -> list[str]:
 
 
 def outdated(before: Mapping[str, str], after: Mapping[str, str], loaded: Iterable[str]) -> list[str]:
-    """Packages that changed on disk between `before` and `after` while this kernel holds the old ones.
-
-    Those that are `loaded` (sys.modules); and, since transformers and peft remember which packages they found, any
-    change once one of these two is.
+    """Packages that changed on disk between `before` and `after` while this kernel holds the old ones: those that are
+    `loaded` (sys.modules); and any, once transformers or peft is, which remember what packages they found.
     """
     loaded = set(loaded)
     changed = {n for n in {*before, *after} if before.get(n) != after.get(n)}
