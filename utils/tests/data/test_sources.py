@@ -160,11 +160,21 @@ def test_the_place_is_the_line_where_the_row_begins(tmp_path):
     assert [raw.where for raw in sources.read(tmp_path / "my.csv")] == ["line 3", "line 5", "line 6", "line 8"]
 
 
-def test_cells_stay_as_they_are_written(tmp_path):
-    (tmp_path / "my.csv").write_text("question,answer,\na,NA,\nb,None,\nc,007,\nd,1e5,x\n")
-    rows = read(tmp_path / "my.csv")
-    assert [row["answer"] for row in rows] == ["NA", "None", "007", "1e5"]
-    assert rows[0].keys() == {"question", "answer"} and rows[3][""] == "x"
+LINES = "a poem, of\nfour lines, and, of\n\nno quotes"  # which look like no rows
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("q,a,\n1,NA,\n2,None,x\n", [{"q": "1", "a": "NA"}, {"q": "2", "a": "None", "": "x"}]),
+        ("q,a\n1,007\n2,1e5\n", [{"q": "1", "a": "007"}, {"q": "2", "a": "1e5"}]),
+        (f'q,a\n1,"{LINES}"\n', [{"q": "1", "a": LINES}]),
+        ("sep=|\nq|a\na,b|c;d\n", [{"q": "a,b", "a": "c;d"}]),  # Excel's line that names the separator
+    ],
+)
+def test_cells_stay_as_they_are_written(tmp_path, text, rows):
+    (tmp_path / "my.csv").write_text(text)
+    assert read(tmp_path / "my.csv") == rows
 
 
 @pytest.mark.parametrize(
@@ -208,17 +218,6 @@ def test_stray_quotes_far_apart_cost_the_rows_between_them_one_by_one(tmp_path, 
     assert [raw.value for raw in bad] == [line + "\n" for line in lines[2 : 2 + len(bad)]]
     assert len(bad) == apart + (2 if closing == "{},b" else 1)  # left open, it takes the last line, too
     assert "a quotation mark is open from line 3 to" in bad[-1].problem.what
-
-
-def test_a_cell_of_several_lines_that_are_no_rows_stays(tmp_path):
-    text = "a poem, of\nfour lines, and, of\n\nno quotes"
-    (tmp_path / "my.csv").write_text(f'q,a\n1,"{text}"\n')
-    assert read(tmp_path / "my.csv") == [{"q": "1", "a": text}]
-
-
-def test_excels_line_that_names_the_separator_is_obeyed(tmp_path):
-    (tmp_path / "my.csv").write_text("sep=|\nquestion|answer\na,b|c;d\n")
-    assert read(tmp_path / "my.csv") == [{"question": "a,b", "answer": "c;d"}]
 
 
 # JSON as people write it.
