@@ -107,17 +107,12 @@ def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tup
 
 
 def encode(tokenizer, rows: list[dict], max_length: int):
-    """Token ids and labels of `rows`, and the rows that are too long to be trained on.
+    """(datasets.Dataset with input_ids and labels of `rows`, list of the rows that are too long to be trained on).
 
     A row that does not fit (into the base's context, too, which `load_tokenizer` notes) is left out, whole: cut off, it
     would lose its end-of-sequence token, and the model would learn never to stop. It goes to rejected.jsonl with its
-    length, and the report is printed again, with the max_length that keeps 95 % of the rows.
-
-    Returns:
-        (datasets.Dataset with input_ids and labels, list of rows that are too long)
-
-    Raises:
-        Stop: no row fits, and the rest of their file, if there is one, is smaller.
+    length, and the report is printed again, with the max_length that keeps 95 % of the rows. Stop if no row fits, and
+    the rest of their file, if there is one, is smaller.
     """
     from datasets import Dataset
 
