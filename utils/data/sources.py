@@ -37,10 +37,7 @@ def find(name: str | Path, start: Path | None = None) -> Path | None:
     """The file of that name, seen from `start` (else the current folder), else from the course's data folder.
 
     None if the name means a data set of the Hub: no such file exists, it does not end like a file (.csv does, a version
-    such as -2.5 does not), and the Hub could have it.
-
-    Raises:
-        Stop: there is no such file, or it is of no kind that can be read.
+    such as -2.5 does not), and the Hub could have it. Stop if there is no such file, or it cannot be read.
     """
     path = Path(start or "", Path(name).expanduser())
     if not path.exists() and (ROOT / "data" / name).exists():
@@ -59,8 +56,7 @@ def find(name: str | Path, start: Path | None = None) -> Path | None:
 def read(path: Path) -> Iterator[Raw]:
     """The rows of a file that `find` found, one after the other; only a JSON array is read whole.
 
-    Raises:
-        Stop: the file as a whole cannot be read; the message says how to mend it.
+    Stop if the file as a whole cannot be read; the message says how to mend it.
     """
     start = b""
     if path.is_file():
