@@ -66,11 +66,7 @@ def clock(seconds: float) -> str:
 
 
 def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
-    """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens.
-
-    Raises:
-        Stop: not even one row of 64 tokens fits.
-    """
+    """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens. Stops as `choose` does."""
     tokens = sum(lengths) * recipe.epochs
     if not torch.cuda.is_available():
         levers, padded = Levers(liger=False, fused=False, element=4), replace(recipe, max_length=max(lengths))
