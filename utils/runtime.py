@@ -142,8 +142,7 @@ def _muted(record: logging.LogRecord) -> bool:
 def bootstrap() -> None:
     """Make this kernel ready and print the versions that matter; in Colab, `mend` what is installed. May be run again.
 
-    Raises:
-        Stop: a package is missing (elsewhere), pip failed or the kernel holds packages that were replaced (Colab).
+    Stop if a package is missing (elsewhere), if pip failed or the kernel holds packages that were replaced (Colab).
     """
     # GNU's OpenMP reads this when torch is imported. By default a thread that waits for another spins for milliseconds
     # before it sleeps, and beside any other work on the machine a training step takes two to four times as long.
