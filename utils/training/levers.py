@@ -159,10 +159,8 @@ def attend_by_row(model) -> None:
 
     torch takes a pack as one square of tokens x tokens and computes what the mask then hides. Here each row is a causal
     square of its own: on a GPU in one call of the memory-efficient kernel, which takes the rows' ends, elsewhere in one
-    call a row. For batches that carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on); padded ones go as before.
-
-    Raises:
-        Stop: at the first step, a pack without its rows' ends.
+    call a row. For packs that carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on): one without them is a Stop at
+    its step. Batches of padded rows go as before.
     """
     base = bare(model)
     if base.config._attn_implementation == "by_row":
