@@ -19,13 +19,9 @@ def interval(right: int, asked: int) -> tuple[float, float]:
 
 
 def exact_match(rows: list[dict], answers: list[str]) -> dict[str, dict]:
-    """Right answers by level, in the order in which the levels appear.
+    """{level: {"asked": n, "exact": n, "contains": n}}, in the order in which the levels appear.
 
-    Exact match: the answer is the expected output, to the letter. Contains: the output stands somewhere in the
-    answer.
-
-    Returns:
-        {level: {"asked": n, "exact": n, "contains": n}}
+    Exact: the answer is the expected output, to the letter. Contains: the output stands somewhere in the answer.
     """
     marks: dict[str, dict] = {}
     for row, said in zip(rows, answers, strict=True):
@@ -68,20 +64,18 @@ def f1(expected: str, said: str) -> float:
     return 2 * (a & b).total() / (a.total() + b.total())
 
 
-def bootstrap(values: Sequence, statistic: Callable | None = None) -> tuple[float, float]:
+def bootstrap(values: Sequence, statistic: Callable = np.mean) -> tuple[float, float]:
     """95 % percentile interval of a statistic (Efron 1979): its spread over samples drawn from `values`.
 
     Args:
         values: one entry a unit that was sampled (a question, a document), of shape (n,) or (n, columns). What belongs
             together is drawn together: for a paired difference give both marks of a question in one row.
-        statistic: a function of such an array; by default the mean.
+        statistic: a function of such an array.
 
     Returns:
-        (low, high). Where all values are equal they tell nothing about their spread and both are that value: for
-        shares near 0 or 1 take `interval`.
+        (low, high). Where all values are equal, so are both: for shares near 0 or 1 take `interval`.
     """
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
-    statistic = statistic or np.mean
     drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(2000)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

@@ -69,10 +69,8 @@ def stream(model, tokenizer, row: dict, sampling: Sampling | None = None, adapte
     """The answer so far, after each of its tokens, without surrounding space.
 
     The tokens are decoded together each time: alone they have neither their spaces nor, where several make one letter,
-    a meaning. A letter that is not whole yet is held back.
-
-    Raises:
-        Stop: an empty question, or a prompt that leaves no room for an answer; at once, not with the first token.
+    a meaning. A letter that is not whole yet is held back. Stop, at once and not with the first token, if the question
+    is empty or leaves no room for an answer.
     """
     if not (row.get("instruction") or "").strip():
         raise Stop("The question is empty. Write one")
@@ -100,11 +98,8 @@ def _ends(model) -> set[int]:
 def tokens(model, ids: list[int], sampling: Sampling, adapter: bool = True) -> Iterator[int]:
     """The tokens that continue `ids`, one by one, without the end-of-sequence token that ends them.
 
-    They end at the model's context, too. If no further token is taken, no further one is computed.
-
-    Args:
-        model: a PeftModel if `adapter` is False.
-        adapter: False switches the adapter off, for each step alone: between two tokens the model is as it was.
+    They end at the model's context, too. If no further token is taken, no further one is computed. With `adapter` False
+    that of a PeftModel is off, for each step alone: between two tokens the model is as it was.
     """
     choose = _chooser(model, sampling)
     ends = _ends(model)

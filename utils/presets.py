@@ -86,10 +86,7 @@ PROFILES = {
 def pick(default: str = "", base: str = "", data: str = "") -> Profile:
     """The profile of this run: QLORA_PROFILE, else `default`, else llama-2-7b with CUDA and pocket without.
 
-    `base` and `data` replace the profile's own; so does QLORA_BASE.
-
-    Raises:
-        Stop: an unknown profile.
+    `base` and `data` replace the profile's own; so does QLORA_BASE. Stop if there is no such profile.
     """
     name = os.environ.get("QLORA_PROFILE") or default
     if not name:

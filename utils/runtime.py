@@ -142,8 +142,7 @@ def _muted(record: logging.LogRecord) -> bool:
 def bootstrap() -> None:
     """Make this kernel ready and print the versions that matter; in Colab, `mend` what is installed. May be run again.
 
-    Raises:
-        Stop: a package is missing (elsewhere), pip failed or the kernel holds packages that were replaced (Colab).
+    Stop if a package is missing (elsewhere), if pip failed or the kernel holds packages that were replaced (Colab).
     """
     # GNU's OpenMP reads this when torch is imported. By default a thread that waits for another spins for milliseconds
     # before it sleeps, and beside any other work on the machine a training step takes two to four times as long.
@@ -185,13 +184,9 @@ def needed(requirements: Path) -> list:
     found = [Requirement(bare) for line in above.splitlines() if (bare := line.partition("#")[0].strip())]
     for requirement in found:
         requirement.name = canonicalize_name(requirement.name)
-    extra = {"extra": "gpu" if has_gpu() else ""}  # pip alone leaves out what only an extra wants
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi")  # without importing torch
+    extra = {"extra": "gpu" if gpu else ""}  # pip alone leaves out what only an extra wants
     return [r for r in found if r.marker is None or r.marker.evaluate(extra)]
-
-
-def has_gpu() -> bool:
-    """Whether this process may see an Nvidia GPU; torch is not imported for it."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi") is not None
 
 
 def installed(names: Iterable[str] = ()) -> dict[str, str]:
@@ -227,10 +222,8 @@ def to_remove(have: Mapping[str, str]) -> list[str]:
 
 
 def outdated(before: Mapping[str, str], after: Mapping[str, str], loaded: Iterable[str]) -> list[str]:
-    """Packages that changed on disk between `before` and `after` while this kernel holds the old ones.
-
-    Those that are `loaded` (sys.modules); and, since transformers and peft remember which packages they found, any
-    change once one of these two is.
+    """Packages that changed on disk between `before` and `after` while this kernel holds the old ones: those that are
+    `loaded` (sys.modules); and any, once transformers or peft is, which remember what packages they found.
     """
     loaded = set(loaded)
     changed = {n for n in {*before, *after} if before.get(n) != after.get(n)}
@@ -250,18 +243,13 @@ def mend(requirements: list) -> str:
     if install:
         print("installing", ", ".join(a for a in install if not a.startswith("torch==")), "(about a minute)")
     for command in (["install", *install] if install else [], ["uninstall", "--yes", *remove] if remove else []):
-        if command and (problem := _pip(*command)):
-            return problem
+        pip = [sys.executable, "-m", "pip", "--quiet", *command]
+        done = subprocess.run(pip, capture_output=True, text=True) if command else None
+        if done and done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+            return f"pip {command[0]} failed ({lines[-1]}). Check the network, then run this cell again."
     importlib.invalidate_caches()
     if before and (stale := outdated(before, installed(), sys.modules)):
         restart = f"{', '.join(stale)} changed under this running kernel. Choose Runtime > Restart session, "
         restart += "then run the notebook from the top."
     return restart
-
-
-def _pip(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], capture_output=True, text=True)
-    if done.returncode == 0:
-        return ""
-    lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-    return f"pip {arguments[0]} failed ({lines[-1]}). Check the network, then run this cell again."

@@ -41,43 +41,39 @@ def load(profile: Profile) -> Data:
     return Data(*split(rows, by="group"))
 
 
-def read(source: str | Path, columns: dict | None = None, encoding: str = "") -> list[dict]:
+def read(source: str | Path, columns: dict | None = None) -> list[dict]:
     """The usable rows of a file or a Hub data set; `examine` also gives the report on the others."""
-    return examine(source, columns, encoding)[1]
+    return examine(source, columns)[1]
 
 
-def examine(source: str | Path, columns: dict | None = None, encoding: str = "") -> tuple[Report, list[dict]]:
+def examine(source: str | Path, columns: dict | None = None) -> tuple[Report, list[dict]]:
     """Read and check a source. Rejected rows, with reasons, go to outputs/data/<name>/.
 
     Args:
         source: a file (seen from here or from the course's data folder), a folder of datasets, or a Hub name.
         columns: which column is which ({"instruction": "Frage"}), if the names are none of those in data/README.md.
-        encoding: of a text file that is neither UTF-8 nor marked.
 
     Raises:
         Stop: no row can be used (the message names the first problem), the source cannot be read at all, or `columns`
             has a key that is none of ours.
     """
-    columns = columns or _named_columns()
+    if not columns:
+        pairs = [pair.split("=", 1) for pair in os.environ.get("QLORA_COLUMNS", "").split(",") if pair.strip()]
+        if any(len(pair) != 2 or not all(map(str.strip, pair)) for pair in pairs):
+            raise Stop("QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction=Frage,output=Antwort")
+        columns = {ours.strip(): theirs.strip() for ours, theirs in pairs}
     if unknown := sorted(columns.keys() - {*KEYS, "messages"}):
         raise Stop(f"There is no column {unknown[0]!r} to be named: only {', '.join(KEYS)} and messages")
     path = sources.find(source)
     name = path.name if path else str(source)
     report = Report(name, OUTPUTS / "data" / name.replace("/", "--"))
-    raws = sources.read(path, encoding) if path else sources.hub(name)
+    raws = sources.read(path) if path else sources.hub(name)
     rows = list(check(raws, report, columns))
     if rows:
         return report, rows
     if report.findings:
         raise Stop(f"{name}: none of its {report.rejected:,} rows can be used. The first: {report.findings[0]}")
     raise Stop(f'{name} has no rows. Write one JSON object a line: {{"instruction": "...", "output": "..."}}')
-
-
-def _named_columns() -> dict[str, str]:
-    pairs = [pair.split("=", 1) for pair in os.environ.get("QLORA_COLUMNS", "").split(",") if pair.strip()]
-    if any(len(pair) != 2 or not all(map(str.strip, pair)) for pair in pairs):
-        raise Stop("QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction=Frage,output=Antwort")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
 def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tuple[list[dict], list[dict]]:
@@ -111,17 +107,12 @@ def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tup
 
 
 def encode(tokenizer, rows: list[dict], max_length: int):
-    """Token ids and labels of `rows`, and the rows that are too long to be trained on.
+    """(datasets.Dataset with input_ids and labels of `rows`, list of the rows that are too long to be trained on).
 
     A row that does not fit (into the base's context, too, which `load_tokenizer` notes) is left out, whole: cut off, it
     would lose its end-of-sequence token, and the model would learn never to stop. It goes to rejected.jsonl with its
-    length, and the report is printed again, with the max_length that keeps 95 % of the rows.
-
-    Returns:
-        (datasets.Dataset with input_ids and labels, list of rows that are too long)
-
-    Raises:
-        Stop: no row fits, and the rest of their file, if there is one, is smaller.
+    length, and the report is printed again, with the max_length that keeps 95 % of the rows. Stop if no row fits, and
+    the rest of their file, if there is one, is smaller.
     """
     from datasets import Dataset
 

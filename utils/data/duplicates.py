@@ -55,8 +55,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
     """Texts that are nearly one that is kept: position -> position of that one.
 
     Candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., "Mining of Massive
-    Datasets", chapter 3; datasketch does both), so that not every pair is compared; `similarity` then decides. So
-    whatever is found is at least `threshold` alike, and a few that are may be missed.
+    Datasets", chapter 3; datasketch does both); `similarity` then decides. So a few that are alike may be missed.
 
     Args:
         texts: the first of several that are alike is kept.
@@ -65,9 +64,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
     from datasketch import MinHash, MinHashLSH
 
     def sketches(texts: Sequence[str]) -> Iterator[MinHash]:
-        return MinHash.generator(
-            (sorted(s.encode() for s in shingles(t)) for t in texts), num_perm=PERMUTATIONS, seed=1
-        )
+        encoded = (sorted(s.encode() for s in shingles(t)) for t in texts)
+        return MinHash.generator(encoded, num_perm=PERMUTATIONS, seed=1)
 
     index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
     for i, sketch in enumerate(sketches(against)):

@@ -37,10 +37,7 @@ def find(name: str | Path, start: Path | None = None) -> Path | None:
     """The file of that name, seen from `start` (else the current folder), else from the course's data folder.
 
     None if the name means a data set of the Hub: no such file exists, it does not end like a file (.csv does, a version
-    such as -2.5 does not), and the Hub could have it.
-
-    Raises:
-        Stop: there is no such file, or it is of no kind that can be read.
+    such as -2.5 does not), and the Hub could have it. Stop if there is no such file, or it cannot be read.
     """
     path = Path(start or "", Path(name).expanduser())
     if not path.exists() and (ROOT / "data" / name).exists():
@@ -56,25 +53,24 @@ def find(name: str | Path, start: Path | None = None) -> Path | None:
     return path
 
 
-def read(path: Path, encoding: str = "") -> Iterator[Raw]:
+def read(path: Path) -> Iterator[Raw]:
     """The rows of a file that `find` found, one after the other; only a JSON array is read whole.
 
-    Args:
-        encoding: of a text file; else UTF-8, or what the mark at its beginning says.
-
-    Raises:
-        Stop: the file as a whole cannot be read; the message says how to mend it.
+    Stop if the file as a whole cannot be read; the message says how to mend it.
     """
-    start = b"" if path.is_dir() else _start(path)
+    start = b""
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(4096)
     if start.startswith(NO_TEXT):
         raise Stop(f"{path.name} is a spreadsheet, an archive or a web page. Save the table in it as CSV (UTF-8)")
     if path.is_dir() or path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
         yield from _table(path)
         return
-    encoding = encoding or _encoding(path)
+    encoding = _encoding(path, start)
     try:
         yield from (_csv if path.suffix.lower() in (".csv", ".tsv") else _json)(path, encoding)
-    except (UnicodeError, LookupError) as error:
+    except UnicodeError as error:
         raise Stop(f"{path.name} cannot be read as {encoding} ({error}). Save it as UTF-8") from None
 
 
@@ -115,11 +111,6 @@ def _numbered(values: Iterable[object]) -> Iterator[Raw]:
 
 def _open(path: Path, encoding: str, newline: str):
     return open(path, encoding=encoding, newline=newline, errors="surrogateescape" if "8" in encoding else "strict")
-
-
-def _start(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(4096)
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -222,11 +213,11 @@ def _are_rows(lines: list[str], columns: int, separator: str) -> bool:
     return fits * (columns - 1) > 1 and fits >= 0.9 * len(lines)
 
 
-def _encoding(path: Path) -> str:
-    """The encoding of a text file by its mark, else UTF-8. Where a line holds UTF-8 beyond ASCII, another that does not
-    is the mistake of that line; where none does, the file is not UTF-8, and Stop has the command that converts it.
+def _encoding(path: Path, start: bytes) -> str:
+    """The encoding of a text by the mark at its `start`, else UTF-8. Where a line holds UTF-8 beyond ASCII, another
+    that does not is the mistake of that line; where none does, Stop has the command that converts the file.
     """
-    start, first, beyond = _start(path), (), set()
+    first, beyond = (), set()
     if marked := [encoding for encoding, marks in MARKS.items() if start.startswith(marks)]:
         return marked[0]
     if b"\0" in start[:2]:  # every second byte of ASCII in UTF-16; further on a zero is a mistake of its row

@@ -30,10 +30,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def add(model, recipe: Recipe):
     """`model` with one LoRA adapter on all linear layers but the output head; adapter weights are fp32.
 
-    Running the cell twice is safe: a model that has its adapter already is given back as it is.
-
-    Raises:
-        Stop: a bare base model that carries adapter layers, left by an adapter made from it before.
+    Running the cell twice is safe: a model that has its adapter already is given back as it is. Stop if a bare base
+    carries adapter layers, left by an adapter made from it before.
     """
     if isinstance(model, PeftModel):
         return model
@@ -90,10 +88,8 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
     """Base with adapter, for use and not for training, and the tokenizer.
 
     `adapter` is a folder that `save` or peft wrote, or a Hub name; `base` says where the base is, if not where the
-    adapter says; `renamed` says that it is the right one under another name.
-
-    Raises:
-        Stop: no such adapter, none that is whole, no such base, or one that the adapter was not made for.
+    adapter says; `renamed` says that it is the right one under another name. Stop if there is no such adapter, none
+    that is whole, no such base, or one that the adapter was not made for.
     """
     folder = find(adapter)
     made = made_for(folder)
@@ -119,8 +115,7 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
 def find(adapter: str | Path) -> Path:
     """The folder of an adapter: one that is here, or a copy of the Hub's (safetensors and JSON, never a pickle).
 
-    Raises:
-        Stop: neither here nor there, or no adapter.
+    Stop if it is neither here nor there, or no adapter.
     """
     name, folder = str(adapter), Path(adapter).expanduser()
     if not folder.is_dir() and (ROOT / folder).is_dir():  # typed from the course's folder, read in notebooks/
@@ -155,10 +150,8 @@ def check(model, folder: Path, renamed: bool = False) -> None:
 
     peft looks at none of this but the sizes of matrices. The last part of a base's name must agree (so a mirror or a
     moved folder passes), its layers, its revision where both are known, and its fingerprint. A fingerprint sees the
-    embedding alone: a base into which something was merged has the same, and only its name can tell.
-
-    Raises:
-        Stop: says the difference and the mend.
+    embedding alone: a base into which something was merged has the same, and only its name can tell. Stop says the
+    difference and the mend.
     """
     base, made = loading.bare(model), made_for(folder)
     name = base.config._name_or_path

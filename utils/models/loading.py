@@ -22,10 +22,8 @@ def load_tokenizer(base: str, revision: str = "main"):
     """The tokenizer of `base` (folder or Hub name), padding on the left, as generation in batches needs it.
 
     Llama has no padding token. `<unk>` takes its place: a new token would need a new row in the embedding, and EOS as
-    padding would teach the model never to stop. `model_max_length` is at most what the base reads.
-
-    Raises:
-        Stop: see `load_base` and `fit`.
+    padding would teach the model never to stop. `model_max_length` is at most what the base reads. Stops as `load_base`
+    and `fit` do.
     """
     tokenizer = explained(AutoTokenizer.from_pretrained, base, revision=revision)
     config = explained(AutoConfig.from_pretrained, base, revision=revision).get_text_config()
@@ -45,16 +43,14 @@ def fit(tokenizer, embeddings: int) -> None:
     added = [i for i, token in tokenizer.added_tokens_decoder.items() if not token.special]
     last = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.pad_token_id or 0, *added)
     if last >= embeddings:
-        raise Stop(
-            f"The tokenizer has ids up to {last:,}, this base {embeddings:,} embeddings. Take the base's tokenizer"
-        )
+        told = f"The tokenizer has ids up to {last:,}, this base {embeddings:,} embeddings"
+        raise Stop(f"{told}. Take the base's tokenizer")
 
 
 def check(model, tokenizer) -> None:
     """Look, before the first step, at a base and a tokenizer with which training would be in vain.
 
-    Raises:
-        Stop: see `fit`; or a number is not finite, or the head, which LoRA does not train, cannot tell the end apart.
+    Stop as `fit` does; or if a number is not finite, or the head, which LoRA does not train, cannot tell the end apart.
     """
     fit(tokenizer, model.get_input_embeddings().weight.shape[0])
     for name, numbers in model.named_parameters():
@@ -105,8 +101,7 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
 def to_download(base: str, revision: str = "main") -> str:
     """What must be downloaded before `base` can be loaded, in a sentence; no weight is read.
 
-    Raises:
-        Stop: no such model, no access to it, or a disk that has no room for it.
+    Stop if there is no such model, no access to it, or no room for it on the disk.
     """
     if Path(base).expanduser().is_dir():
         return f"{Path(base).name} is on this machine: nothing to download"

@@ -11,10 +11,7 @@ def check(name: str, answer, right, hint: str, strict: bool = False) -> None:
         answer: the learner's answer; None means not tried yet.
         right: the expected value (numbers agree to one part in a thousand), or a function that is true for it.
         hint: what to look at again, shown beside a wrong answer.
-        strict: for solutions notebooks; anything but a right answer raises.
-
-    Raises:
-        AssertionError: `strict`, and the answer is missing or wrong.
+        strict: for solutions notebooks; anything but a right answer is an AssertionError.
     """
     if answer is None:
         verdict = "your turn - replace None above"

@@ -40,16 +40,13 @@ def bars(
     import matplotlib.pyplot as plt
 
     _, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(labels)))
-    rows = range(len(labels))
-    ax.barh(rows, shares, color=colors, height=0.66)
-    ends = list(shares)
+    reach = None
     if intervals is not None:
-        reach = [(max(0.0, s - low), max(0.0, high - s)) for s, (low, high) in zip(shares, intervals, strict=True)]
-        ax.errorbar(shares, rows, xerr=list(zip(*reach, strict=True)), fmt="none", ecolor="black", capsize=3, lw=1.4)
-        ends = [max(s, high) for s, (_, high) in zip(shares, intervals, strict=True)]
-    for row, share, end in zip(rows, shares, ends, strict=True):
-        ax.annotate(f"{100 * share:.1f} %", (end, row), xytext=(5, 0), textcoords="offset points", va="center")
-    ax.set_yticks(rows, labels)
+        pairs = [(max(0.0, s - low), max(0.0, high - s)) for s, (low, high) in zip(shares, intervals, strict=True)]
+        reach = list(zip(*pairs, strict=True))
+    whiskers = {"ecolor": "black", "capsize": 3, "lw": 1.4}
+    drawn = ax.barh(range(len(labels)), shares, 0.66, xerr=reach, error_kw=whiskers, color=colors, tick_label=labels)
+    ax.bar_label(drawn, fmt=lambda share: f"{100 * share:.1f} %", padding=5)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlim=(0, 1.13), title=title)

@@ -25,8 +25,7 @@ NOTEBOOK = runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb"
 def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
     """The settings of an environment, checked before anything is started; paths start from `called_from`.
 
-    Raises:
-        Stop: DATA is no file that can be read, BASE neither a folder nor a Hub name, EPOCHS or SEED no whole number.
+    Stop if DATA is no file that can be read, BASE neither a folder nor a Hub name, EPOCHS or SEED no whole number.
     """
     found = {}
     if data := settings.get("DATA", ""):
@@ -51,8 +50,7 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
 def run(notebook: Path, given: dict, folder: Path) -> list[str]:
     """Execute `notebook` with the parameters `given` into the new folder `folder`; returns the lines to print.
 
-    Raises:
-        Stop: a cell failed, or the run was interrupted; says where the partly executed notebook is.
+    Stop if a cell failed, or the run was interrupted; it says where the partly executed notebook is.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError

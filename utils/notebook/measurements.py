@@ -9,11 +9,7 @@ FOLDER = ROOT / "data" / "measurements"
 
 
 def read(name: str, folder: Path = FOLDER) -> dict:
-    """The record `name`: a dict with command, date, hardware, versions, figures.
-
-    Raises:
-        Stop: the file is missing or is no record.
-    """
+    """The record `name`: a dict with command, date, hardware, versions, figures. Stop if it is missing or no record."""
     path = folder / f"{name}.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from utils import hardware
 from utils.hardware import GIB
 from utils.notebook import measurements
 from utils.planning import memory
-from utils.planning.memory import OURS, Levers
+from utils.planning.memory import Levers
 from utils.planning.time import seconds
 from utils.presets import Recipe
 from utils.runtime import Stop
@@ -66,11 +66,7 @@ def clock(seconds: float) -> str:
 
 
 def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
-    """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens.
-
-    Raises:
-        Stop: not even one row of 64 tokens fits.
-    """
+    """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens. Stops as `choose` does."""
     tokens = sum(lengths) * recipe.epochs
     if not torch.cuda.is_available():
         levers, padded = Levers(liger=False, fused=False, element=4), replace(recipe, max_length=max(lengths))
@@ -104,15 +100,13 @@ def packs(lengths: Sequence[int], recipe: Recipe) -> list[list[int]]:
     return pack_dataset(rows, recipe.pack_length, "bfd")["seq_lengths"]
 
 
-def epoch(config, recipe: Recipe, passes: list[list[int]], rates: dict, levers: Levers = OURS) -> dict[str, float]:
+def epoch(config, recipe: Recipe, passes: list[list[int]], rates: dict) -> dict[str, float]:
     """GPU seconds, by part, of all `passes`; "optimizer" as if each were a step."""
-    together = seconds(config, recipe, rates, levers, [row for rows in passes for row in rows])
+    together = seconds(config, recipe, rates, rows=[row for rows in passes for row in rows])
     return {part: s * (1 if part == "attention" else len(passes)) for part, s in together.items()}
 
 
-def choose(
-    config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict, kinds=KINDS, levers: Levers = OURS
-) -> Recipe:
+def choose(config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict) -> Recipe:
     """The fastest packs (or batches, without `pack_length`) and recomputation that fit into `gib` of GPU memory.
 
     Rows an optimizer step stay as the recipe has them. Packs are at most as long as the recipe says, and no shorter
@@ -121,7 +115,6 @@ def choose(
 
     Args:
         rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
-        kinds: values of `gradient_checkpointing` to choose from.
 
     Raises:
         Stop: not even one row of 64 tokens fits.
@@ -139,11 +132,11 @@ def choose(
             shapes = [{"batch_size": n, "accumulation": rows // n, "max_length": length} for n in batches]
         for shape in shapes:
             passes = packs(fitting, replace(recipe, **shape)) if fitting else []
-            for kind in kinds:
+            for kind in KINDS:
                 tried = replace(recipe, **shape, gradient_checkpointing=kind)
-                peak = sum(memory.at_peak(config, tried, levers).values())
+                peak = sum(memory.at_peak(config, tried).values())
                 if passes and MARGIN * peak + memory.CONTEXT + pages <= gib * GIB:
-                    times = epoch(config, tried, passes, rates, levers)
+                    times = epoch(config, tried, passes, rates)
                     found.append((sum(times.values()) - times["optimizer"], tried.tokens, tried))
         if found:
             return min(found, key=lambda f: f[:2])[2]

@@ -114,11 +114,9 @@ def recomputed(recompute: int, layer: int) -> bool:
 def at_peak(config, recipe: Recipe, levers: Levers = OURS, offload: bool = False) -> dict[str, int]:
     """Bytes by kind at the moment of the peak of a step; their sum is torch's peak, without what lies in pages.
 
-    Args:
-        offload: every layer is recomputed, and what it needs for that, its input, goes to the host meanwhile.
-
     The backward pass is walked from the last layer to the first: what layers kept becomes less, gradients become more,
-    and the layer at work holds what it computed again, one weight in `element` bytes, and two gradients.
+    and the layer at work holds what it computed again, one weight in `element` bytes, and two gradients. With `offload`
+    every layer is recomputed, and what it needs for that, its input, goes to the host meanwhile.
     """
     recompute, element = 1 if offload else recipe.gradient_checkpointing, levers.element
     layers, tokens = config.num_hidden_layers, recipe.tokens

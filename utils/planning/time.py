@@ -49,6 +49,10 @@ def seconds(config, recipe: Recipe, rates: dict, levers: Levers = OURS, rows: Se
     # Kernels skip what the causal mask hides; the backward pass computes the scores anew: 5 products for 2.
     lengths = np.array(rows or [recipe.max_length] * recipe.batch_size)
     attention = work["attention"] * (lengths / tokens) ** 2 / 2 * (3.5 + again)
+    # A short row leaves part of the GPU idle: TFLOP/s at each length, between the lengths measured.
+    name = "attention_tflops_"
+    known = sorted((int(n.removeprefix(name)), rate) for n, rate in rates.items() if n.startswith(name))
+    tflops = np.interp(np.log(lengths), *zip(*((np.log(at), rate) for at, rate in known), strict=True))
     sizes = memory.shapes(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     outs, ins = (sum(side) for side in zip(*sizes.values(), strict=True))
@@ -65,15 +69,8 @@ def seconds(config, recipe: Recipe, rates: dict, levers: Levers = OURS, rows: Se
     numbers = layers * sum(outputs * inputs for outputs, inputs in sizes.values())
     return {
         "matmul": products / (rates["matmul_tflops_2048_4096_11008"] * 1e12),
-        "attention": float((attention / (_attention_rate(rates, lengths) * 1e12)).sum()),
+        "attention": float((attention / (tflops * 1e12)).sum()),
         "memory": moved / (rates["copy_gb_per_s"] * 1e9),
         "dequantize": numbers * (2 + again) / (rates["dequantize_gweights_per_s"] * 1e9),
         "optimizer": ADAM * len(memory.adapter(config, recipe.rank)),
     }
-
-
-def _attention_rate(rates: dict, lengths: np.ndarray) -> np.ndarray:
-    """TFLOP/s at each length, between the lengths measured: a short row leaves part of the GPU idle."""
-    prefix = "attention_tflops_"
-    known = sorted((int(name.removeprefix(prefix)), rate) for name, rate in rates.items() if name.startswith(prefix))
-    return np.interp(np.log(lengths), *zip(*((np.log(at), rate) for at, rate in known), strict=True))

@@ -54,17 +54,11 @@ def test_without_rows_there_is_no_loss_and_a_level_may_be_anything(base, tokeniz
     assert list(evaluation.exact_match(rows, ["o"] * 3)) == ["1", "['x']", "None"]
 
 
-def test_loss_leaves_mode_and_gradients_as_they_were(adapted, tokenizer, encoded):
+def test_loss_does_not_depend_on_the_batches_and_leaves_mode_and_gradients_as_they_were(adapted, tokenizer, encoded):
     adapted.train()
-    evaluation.loss(adapted, tokenizer, encoded)
-    assert adapted.training
-    assert all(parameter.grad is None for parameter in adapted.parameters())
-
-
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_loss_does_not_depend_on_the_batches(adapted, tokenizer, encoded, batch_size):
-    whole = evaluation.loss(adapted, tokenizer, encoded, len(tiny.ROWS))
-    assert evaluation.loss(adapted, tokenizer, encoded, batch_size) == pytest.approx(whole, rel=1e-5)
+    whole, *others = (evaluation.loss(adapted, tokenizer, encoded, size) for size in (len(tiny.ROWS), 1, 5))
+    assert others == pytest.approx([whole] * 2, rel=1e-5)
+    assert adapted.training and all(parameter.grad is None for parameter in adapted.parameters())
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,7 @@ ROW = tiny.ROWS[0]
 @pytest.fixture(scope="module")
 def model(base):
     """The tiny base with an adapter that does something."""
-    model = adapters.add(loading.load_base(base), tiny.RECIPE)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny.stir(adapters.add(loading.load_base(base), tiny.RECIPE), std=0.2)
 
 
 def test_answers_come_in_order_however_they_are_batched_and_padded(model, tokenizer, base):

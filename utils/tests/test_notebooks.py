@@ -100,16 +100,11 @@ def strings(stored) -> list[str]:
     return [text for part in stored for text in strings(part)] if isinstance(stored, list) else []
 
 
-needs_notebooks = pytest.mark.skipif(not NOTEBOOKS, reason="no notebook is there yet")
-
-
-@needs_notebooks
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_hygiene(path):
     assert problems(path) == []
 
 
-@needs_notebooks
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_renders_as_html(path):
     from nbconvert import HTMLExporter
@@ -117,7 +112,6 @@ def test_renders_as_html(path):
     assert "</html>" in HTMLExporter().from_filename(str(path))[0]
 
 
-@needs_notebooks
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
 def test_exercises_have_solutions(path):
     exercises = [c.source for _, c in code_cells(load(path)) if re.search(r"\bcheck\(", c.source)]

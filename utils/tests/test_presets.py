@@ -1,5 +1,7 @@
 """Which world, which base, which data: decided by names alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,12 +20,9 @@ def test_a_gpu_decides_when_nobody_else_does(monkeypatch, cuda, name):
     assert presets.pick() == presets.PROFILES[name]
 
 
-def test_a_chapters_default_holds_on_a_gpu_too(monkeypatch):
+def test_a_chapters_default_holds_on_a_gpu_too_and_the_environment_overrules_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert presets.pick("pocket").name == "pocket"
-
-
-def test_the_environment_overrules_a_chapters_default(monkeypatch):
     monkeypatch.setenv("QLORA_PROFILE", "llama-2-7b")
     assert presets.pick("pocket").name == "llama-2-7b"
 
@@ -36,23 +35,10 @@ def test_an_unknown_profile_lists_the_valid_ones(monkeypatch, by_environment):
         presets.pick("pocket" if by_environment else "llama")
 
 
-def test_the_environments_base_replaces_the_profiles(monkeypatch):
+def test_the_environments_base_replaces_the_profiles_and_arguments_win_over_it(monkeypatch):
     monkeypatch.setenv("QLORA_BASE", "owner/model")
-    assert presets.pick("pocket") == presets.Profile(
-        "pocket", "owner/model", presets.PROFILES["pocket"].data, presets.PROFILES["pocket"].recipe
-    )
-
-
-def test_arguments_win_over_the_environment(monkeypatch):
-    monkeypatch.setenv("QLORA_BASE", "owner/model")
-    picked = presets.pick("pocket", base="mine", data="rows.jsonl")
-    assert (picked.base, picked.data) == ("mine", "rows.jsonl")
-
-
-def test_picking_leaves_the_profiles_as_they_were():
-    before = dict(presets.PROFILES)
-    presets.pick("pocket", base="mine", data="rows.jsonl")
-    assert before == presets.PROFILES
+    assert presets.pick("pocket") == replace(presets.PROFILES["pocket"], base="owner/model")
+    assert presets.pick("pocket", "mine", "rows") == replace(presets.PROFILES["pocket"], base="mine", data="rows")
 
 
 def test_pockets_files_do_not_depend_on_where_python_was_started(monkeypatch, tmp_path):

@@ -22,13 +22,9 @@ def python(code: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **kwargs)
 
 
-def clean_env(**extra: str) -> dict:
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", **extra}
-
-
 def bootstrap_in(folder: Path, before: str = "", cell: str = runtime.BOOTSTRAP_CELL, times: int = 1, **env: str):
     code = before + ("\n" + cell) * times + "\nprint(root, sys.path.count(str(root)))"
-    return python(code, cwd=folder, env=clean_env(**env))
+    return python(code, cwd=folder, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", **env})
 
 
 def course(folder: Path) -> Path:
@@ -97,25 +93,18 @@ def test_bootstrap_twice_prints_the_same_and_needs_no_import_of_torch():
     assert done.stderr == ""
 
 
-def test_bootstrap_names_what_is_missing(monkeypatch):
+def test_bootstrap_elsewhere_says_what_is_wrong_and_never_calls_pip(monkeypatch, capsys):
     have = runtime.installed()
-    monkeypatch.setattr(runtime, "installed", lambda names=None: {n: v for n, v in have.items() if n != "trl"})
-    with pytest.raises(runtime.Stop, match=r"^trl not installed .*pip install 'trl"):
-        runtime.bootstrap()
-
-
-def test_bootstrap_notes_a_version_outside_the_range(monkeypatch, capsys):
-    have = runtime.installed()
-    monkeypatch.setattr(runtime, "installed", lambda names=None: {**have, "transformers": "5.14.0"})
+    monkeypatch.setattr(runtime, "installed", lambda names=None: have)
+    monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: pytest.fail(f"pip {a}"))
+    have["transformers"] = "5.14.0"
     runtime.bootstrap()
     assert "note: transformers 5.14.0 is outside the tested range" in capsys.readouterr().out
-
-
-def test_bootstrap_elsewhere_never_calls_pip(monkeypatch):
-    have = runtime.installed()
-    monkeypatch.setattr(runtime, "installed", lambda names=None: {**have, "torchao": "0.10.0"})
-    monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: pytest.fail(f"pip {a}"))
+    have["torchao"] = "0.10.0"
     with pytest.raises(runtime.Stop, match="torchao 0.10.0 breaks peft. Run: pip uninstall -y torchao"):
+        runtime.bootstrap()
+    del have["trl"]
+    with pytest.raises(runtime.Stop, match=r"^trl not installed .*pip install 'transformers.*trl"):
         runtime.bootstrap()
 
 
@@ -162,25 +151,11 @@ def test_quiet_is_narrow():
 REQUIREMENTS = runtime.ROOT / "requirements.txt"
 FREEZE = runtime.ROOT.parent / "shared" / "reference" / "colab-gpu-pip-freeze.txt"
 # A machine as Colab's was in 2026, as far as it matters here.
-COLAB = {
-    "torch": "2.11.0+cu128",
-    "transformers": "5.15.0",
-    "peft": "0.20.0",
-    "accelerate": "1.14.0",
-    "datasets": "4.0.0",
-    "pyarrow": "18.1.0",
-    "torchao": "0.10.0",
-    "sentencepiece": "0.2.2",
-    "protobuf": "5.29.6",
-    "matplotlib": "3.10.0",
-    "numpy": "2.1.3",
-    "packaging": "26.3",
-    "scipy": "1.16.3",
-    "pandas": "2.2.3",
-    "ipywidgets": "7.7.1",
-    "tqdm": "4.67.3",
-    "filelock": "3.32.3",
-}
+PINS = "torch==2.11.0+cu128 transformers==5.15.0 peft==0.20.0 accelerate==1.14.0 datasets==4.0.0 pyarrow==18.1.0"
+PINS += " torchao==0.10.0 sentencepiece==0.2.2 protobuf==5.29.6 matplotlib==3.10.0 numpy==2.1.3 packaging==26.3"
+PINS += " scipy==1.16.3 pandas==2.2.3 ipywidgets==7.7.1 tqdm==4.67.3 filelock==3.32.3"
+COLAB = dict(pin.split("==") for pin in PINS.split())
+LACKING = {"datasets": "4.8.5", "pyarrow": "26.0.1", "trl": "1.16.0", "bitsandbytes": "0.50.2", "datasketch": "2.0.0"}
 
 
 @pytest.fixture
@@ -199,8 +174,7 @@ def machine(monkeypatch):
         verb, arguments = command[4], [a for a in command[5:] if not a.startswith("-")]
         state.calls.append((verb, arguments))
         if state.status == 0 and verb == "install":
-            found = {"trl": "1.16.0", "bitsandbytes": "0.50.2", "datasets": "4.8.5", "pyarrow": "26.0.1"}
-            state.have.update({**found, "datasketch": "2.0.0"})
+            state.have.update(LACKING)
         elif state.status == 0:
             for name in arguments:
                 del state.have[name]
@@ -248,8 +222,9 @@ def test_a_lost_marker_is_noticed(tmp_path):
         runtime.needed(tmp_path / "requirements.txt")
 
 
-def test_this_environment_meets_the_colab_part(asked):
+def test_this_environment_meets_the_colab_part_and_names_are_read_as_pip_does(asked):
     assert runtime.unmet(asked, runtime.installed()) == []
+    assert runtime.installed(["HuggingFace_Hub", "no-such-package-here"]).keys() == {"huggingface-hub"}
 
 
 def test_colabs_list_meets_all_but_five(asked):
@@ -258,44 +233,20 @@ def test_colabs_list_meets_all_but_five(asked):
     have = dict(re.findall(r"^([\w.-]+)==(\S+)$", FREEZE.read_text(), re.MULTILINE))
     have = {canonicalize_name(name): version for name, version in have.items()}
     assert {n: have[n] for n in COLAB} == COLAB  # the simulated machine above is the real one
-    assert {r.name for r in runtime.unmet(asked, have)} == {"datasets", "pyarrow", "trl", "bitsandbytes", "datasketch"}
+    assert {r.name for r in runtime.unmet(asked, have)} == LACKING.keys()
 
 
-def test_colab_gets_what_it_lacks_and_torch_is_held(asked):
+def test_colab_gets_what_it_lacks_and_torch_is_held_and_never_installed(asked):
     arguments = runtime.to_install(asked, COLAB)
-    assert {Requirement(a).name for a in arguments} == {
-        "datasets",
-        "pyarrow",
-        "trl",
-        "bitsandbytes",
-        "datasketch",
-        "torch",
-    }
+    assert {Requirement(a).name for a in arguments} == {*LACKING, "torch"}
     assert "torch==2.11.0+cu128" in arguments
+    for torch in (COLAB["torch"], "2.20.0"):
+        assert runtime.to_install(asked, COLAB | LACKING | {"torch": torch}) == []
 
 
-def test_torch_is_never_installed(asked):
-    met = {
-        **COLAB,
-        "datasets": "4.8.5",
-        "pyarrow": "26.0.1",
-        "trl": "1.16.0",
-        "bitsandbytes": "0.50.2",
-        "datasketch": "2.0.0",
-    }
-    assert runtime.to_install(asked, met) == []
-    assert runtime.to_install(asked, {**met, "torch": "2.20.0"}) == []
-
-
-@pytest.mark.parametrize(
-    ("version", "gone"), [("0.10.0", ["torchao"]), ("0.9.1", ["torchao"]), ("0.16.0", []), ("0.18.0", [])]
-)
-def test_only_an_old_torchao_is_removed(version, gone):
-    assert runtime.to_remove({"torchao": version}) == gone
-    assert runtime.to_remove({}) == []
-
-
-def test_the_torchao_bound_is_that_of_peft():
+def test_only_a_torchao_that_peft_refuses_is_removed():
+    assert runtime.to_remove({"torchao": "0.10.0"}) == runtime.to_remove({"torchao": "0.9.1"}) == ["torchao"]
+    assert runtime.to_remove({"torchao": "0.16.0"}) == runtime.to_remove({}) == []
     peft = importlib.util.find_spec("peft").origin  # found, not imported: that would load torch
     source = Path(peft).with_name("import_utils.py").read_text(encoding="utf-8")
     bound = re.search(r'TORCHAO_MINIMUM_VERSION = packaging.version.parse\("([\d.]+)"\)', source)
@@ -344,7 +295,3 @@ def test_a_failed_pip_is_one_line_and_is_tried_again(machine, asked):
     assert runtime.mend(asked) == "pip install failed (ERROR: no network). Check the network, then run this cell again."
     machine.status = 0
     assert runtime.mend(asked) == ""
-
-
-def test_installed_reads_names_as_pip_does():
-    assert runtime.installed(["HuggingFace_Hub", "no-such-package-here"]).keys() == {"huggingface-hub"}

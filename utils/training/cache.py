@@ -18,11 +18,8 @@ def trained_adapter(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirr
     """The base in four bits with an adapter trained on `rows`: from disk if this very run was made, else trained now.
 
     A run that was cut off goes on from its last checkpoint, in this process or a later one. Two notebooks that ask at
-    once wait for each other, and one of them trains.
-
-    Args:
-        mirror: a folder that outlives this machine, such as one on Google Drive. Checkpoints and the adapter are
-            copied there, and looked for there.
+    once wait for each other, and one of them trains. `mirror` is a folder that outlives this machine, such as one on
+    Google Drive: checkpoints and the adapter are copied there, and looked for there.
     """
     model = loading.load_base(base)
     encoded, _ = dataset.encode(tokenizer, rows, recipe.max_length)

@@ -41,8 +41,7 @@ class Checkpoints:
     def claim(self, run: dict) -> None:
         """Say which run this is: dicts of what decides its result, by part. What ANYWAY names may change, with a note.
 
-        Raises:
-            Stop: the folder, or its mirror, has checkpoints of another run; names what differs.
+        Stop if the folder, or its mirror, has checkpoints of another run; it names what differs.
         """
         if not is_main():
             return
@@ -89,8 +88,7 @@ class Checkpoints:
     def saving(self, step: int) -> Iterator[Path]:
         """A folder to write checkpoint-<step> into; it takes its place, whole, when the block ends without an error.
 
-        Raises:
-            Stop: the disk is full.
+        Stop if the disk is full.
         """
         final = self.folder / f"checkpoint-{step}"
         try:
@@ -105,10 +103,10 @@ class Checkpoints:
         except Exception as error:
             if not _is_full(error, self.folder):
                 raise
-            told = f"The disk is full: checkpoint {step} was not saved in {shown(self.folder)}"
-            raise Stop(
-                f"{told}, older ones are untouched. Make room and run this again: it goes on from the last one"
-            ) from None
+            told = (
+                f"The disk is full: checkpoint {step} was not saved in {shown(self.folder)}, older ones are untouched"
+            )
+            raise Stop(f"{told}. Make room and run this again: it goes on from the last one") from None
         if is_main():
             self._prune(self.folder)
             for mirror in self.places[1:]:
@@ -138,8 +136,7 @@ class Checkpoints:
 def copy(folder: Path, place: Path) -> Path:
     """Copy `folder` into the folder `place`, where it appears when it is whole. Returns the copy.
 
-    Raises:
-        OSError: the place is full or has gone, or what was written is not what was read.
+    OSError if the place is full or has gone, or what was written is not what was read.
     """
     with whole(place / folder.name) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)

@@ -1,6 +1,6 @@
 """What makes a QLoRA step faster or smaller, one function each, for a model with its adapter and before its trainer."""
 
-from functools import cache, partial
+from functools import partial
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -137,15 +137,10 @@ class _AdapterLinears(torch.autograd.Function):
 def dequantize(weight, state):
     """A packed 4-bit weight as a matrix, outputs x inputs: by nf4.py where Triton runs, else by bitsandbytes."""
     if weight.is_cuda and hardware.has_triton() and state.quant_type == "nf4" and state.blocksize == 64:
-        return _nf4().dequantize(weight, state)
+        from utils.training import nf4
+
+        return nf4.dequantize(weight, state)
     return dequantize_4bit(weight.view(-1, 1), state)  # it is stored as one column or one row
-
-
-@cache
-def _nf4():
-    from utils.training import nf4
-
-    return nf4
 
 
 def liger(model) -> None:
@@ -164,11 +159,8 @@ def attend_by_row(model) -> None:
 
     torch takes a pack as one square of tokens x tokens and computes what the mask then hides. Here each row is a causal
     square of its own: on a GPU in one call of the memory-efficient kernel, which takes the rows' ends, elsewhere in one
-    call a row. For trainers with packing or padding_free, whose batches carry the
-    rows' ends (`cu_seq_lens_q`, from trl 1.16 on). A batch of padded rows goes as before.
-
-    Raises:
-        Stop: at the first step, a pack without its rows' ends.
+    call a row. For packs that carry the rows' ends (`cu_seq_lens_q`, from trl 1.16 on): one without them is a Stop at
+    its step. Batches of padded rows go as before.
     """
     base = bare(model)
     if base.config._attn_implementation == "by_row":

@@ -80,8 +80,7 @@ class Trainer(Whole, SFTTrainer):
 def packed(encoded, recipe: Recipe):
     """Encoded rows put together into packs of `recipe.pack_length` tokens (best fit, longest first), if it has packs.
 
-    Raises:
-        Stop: a row that is longer than a pack, which would be cut.
+    Stop if a row is longer than a pack, in which it would be cut.
     """
     if not recipe.pack_length or not len(encoded) or "seq_lengths" in encoded.column_names:
         return encoded

@@ -41,8 +41,6 @@ def test_one_foreign_line_in_a_utf_8_file_costs_that_line(tmp_path):
     report, rows = dataset.examine(tmp_path / "my.jsonl")
     assert rows == [{"instruction": "Größe", "input": "", "output": "o"}]
     assert str(report.findings[0]).startswith("my.jsonl, line 2: 'question' holds bytes that are not UTF-8")
-    (tmp_path / "my.jsonl").write_bytes(lines[1])
-    assert dataset.read(tmp_path / "my.jsonl", encoding="latin-1") == rows
 
 
 @pytest.mark.parametrize(
@@ -77,9 +75,7 @@ def test_columns_may_be_named_by_the_environment(tmp_path, monkeypatch):
     with pytest.raises(runtime.Stop, match="QLORA_COLUMNS names no columns. Write it as in QLORA_COLUMNS=instruction="):
         load(tmp_path / "my.csv")
     monkeypatch.setenv("QLORA_COLUMNS", "instructions=Frage,output=Antwort")
-    with pytest.raises(
-        runtime.Stop, match="There is no column 'instructions' to be named: only system, history, instr"
-    ):
+    with pytest.raises(runtime.Stop, match="There is no column 'instructions' to be named: only system, history,"):
         load(tmp_path / "my.csv")
 
 
@@ -102,13 +98,11 @@ def test_the_cards_examples_are_read_as_they_say(tmp_path):
 @pytest.mark.parametrize("name", ["owner/rows", "rows"])
 def test_a_hub_name_is_asked_of_the_hub(monkeypatch, name):
     carried = "### Instruction:\nWhat is {}?\n\n### Response:\n"  # as mlabonne/mini-platypus has it
-    held = {
-        ("owner/rows", "train"): numbered(10),
-        ("rows", "train"): [{"instruction": carried.format(1), "output": "1"}] * 2,
-    }
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(held[name, split]))
+    held = {"owner/rows": numbered(10), "rows": [{"instruction": carried.format(1), "output": "1"}] * 2}
+    parts = {(name, "train"): datasets.Dataset.from_list(rows) for name, rows in held.items()}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: parts[name, split])
     data = load(name)
-    assert len(data.train) == len(held[name, "train"]) - 1
+    assert len(data.train) == len(held[name]) - 1
     assert template.prompt(data.train[0]).count("### Instruction:") == 1
 
 
@@ -139,11 +133,6 @@ def test_own_data_are_split_90_to_10_and_nothing_is_lost(tmp_path, n, held_out):
         assert min(places) < n / 4 and max(places) > 3 * n / 4
 
 
-def test_of_one_row_none_is_held_out_and_a_line_says_so(tmp_path, capsys):
-    assert load(write(tmp_path / "my.jsonl", numbered(1))) == dataset.Data(numbered(1), [])
-    assert "Held out: 0 of 1 rows" in capsys.readouterr().out
-
-
 def test_the_almanac_comes_split_with_its_exam():
     data = dataset.load(presets.pick("pocket"))
     assert len(data.exam) >= 500
@@ -153,11 +142,9 @@ def test_the_almanac_comes_split_with_its_exam():
 
 def test_the_almanacs_training_file_stands_for_its_three_files(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "ALMANAC", tmp_path)
-    files = {
-        name: write(tmp_path / f"{name}.jsonl", numbered(n))
-        for name, n in (("train", 5), ("validation", 2), ("test", 3))
-    }
-    assert load(files["train"]) == dataset.Data(numbered(5), numbered(2), numbered(3))
+    for name, n in (("validation", 2), ("test", 3), ("train", 5)):
+        source = write(tmp_path / f"{name}.jsonl", numbered(n))
+    assert load(source) == dataset.Data(numbered(5), numbered(2), numbered(3))
 
 
 @pytest.mark.parametrize(
@@ -170,13 +157,12 @@ def test_the_almanacs_training_file_stands_for_its_three_files(tmp_path, monkeyp
         ([50, 50], 50, "Groups of rows: 2. Held out: 50 of 100 rows"),
         ([100], 10, "All rows ask the same, or are of one group: single rows are held out"),
         ([3, 1], 1, ""),
+        ([1], 0, "Groups of rows: 1. Held out: 0 of 1 rows"),
     ],
 )
-@pytest.mark.parametrize("kind", ["instruction", "group"])
-def test_the_larger_groups_are_trained_on(sizes, held_out, told, kind, capsys):
-    rows = [
-        {"instruction": "q", "input": "", "output": "o", kind: f"{i}"} for i, n in enumerate(sizes) for _ in range(n)
-    ]
+@pytest.mark.parametrize("row", [lambda i: GOOD | {"instruction": f"{i}"}, lambda i: GOOD | {"group": f"{i}"}])
+def test_the_larger_groups_are_trained_on(sizes, held_out, told, row, capsys):
+    rows = [row(i) for i, n in enumerate(sizes) for _ in range(n)]
     train, out = dataset.split(rows)
     assert (len(train), len(out)) == (len(rows) - held_out, held_out)
     assert capsys.readouterr().out.startswith(told)
@@ -205,11 +191,6 @@ def test_without_a_group_rows_with_the_same_question_stay_together():
     assert len(held_out) == 4 and not {r["instruction"] for r in train} & {r["instruction"] for r in held_out}
 
 
-def test_where_all_rows_ask_the_same_they_are_split_all_the_same():
-    rows = [{"instruction": "Write a poem.", "input": "", "output": str(i)} for i in range(20)]
-    assert [len(part) for part in dataset.split(rows)] == [18, 2]
-
-
 # Encoding: a row that is too long, by its answer or by its prompt, is left out whole and given back.
 
 
@@ -222,9 +203,7 @@ def test_rows_are_encoded_by_the_template_and_those_too_long_given_back(tokenize
         encoded, too_long = dataset.encode(tokenizer, rows, max_length)
         assert [dict(row) for row in encoded] == kept
         assert too_long == [row for row, e in zip(rows, each, strict=True) if e not in kept]
-    with pytest.raises(
-        runtime.Stop, match=f"All 3 rows are longer than 5 tokens. Shorten them: max_length {longest} keep"
-    ):
+    with pytest.raises(runtime.Stop, match=f"All 3 rows are longer than 5 tokens. Shorten .* max_length {longest} k"):
         dataset.encode(tokenizer, rows, 5)
 
 

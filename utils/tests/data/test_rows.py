@@ -67,10 +67,7 @@ def test_a_conversation_keeps_all_its_turns():
         ([("system", "s"), U, A, A2], "messages[3] is the assistant's, where the user should speak"),
         ([U, A, ("system", "s"), A2], "messages[2] is the system's, where the user should speak"),
         ([("system", "s")], "'messages' ends without an answer"),
-        (
-            [U, ("tool", "x"), A],
-            'messages[1] has the role "tool". Give each message a role: system, user or assistant (too',
-        ),
+        ([U, ("tool", "x"), A], 'messages[1] has the role "tool". Give each message a role: system, user or assis'),
         ([("system", ""), U, A, A2], "messages[3] is the assistant's, where the user should speak"),
         ([U, ("assistant", [{"type": "image_url"}])], "'messages[1]' is [{"),
         ([U, ("assistant", [{"type": "image", "text": "x"}])], "'messages[1]' is [{"),
@@ -224,15 +221,15 @@ def test_a_carried_template_is_taken_off_and_said(text, wanted):
     assert {note.kind for note in notes} == {"template"}
 
 
+CONTROL = ["o</s>", "</s> o", "[INST] o", "<|im_end|>", "<<SYS>>", "### Human: hi", "USER: hi"]
+CONTROL += ["<start_of_turn>user", "<|eot_id|>", "<bos>"]
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        *((text, "control text") for text in ("o</s>", "</s> o", "[INST] o", "<|im_end|>", "<<SYS>>")),
         ("Write '### Response:' first.", "control text"),  # no template: the text goes on
-        *(
-            (text, "control text")
-            for text in ("### Human: hi", "USER: hi", "<start_of_turn>user", "<|eot_id|>", "<bos>")
-        ),
+        *((text, "control text") for text in CONTROL),
         *((text, "stand-in") for text in ("nan", "None", "NULL", " n/a ")),
     ],
 )

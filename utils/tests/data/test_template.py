@@ -19,16 +19,8 @@ ODD_ROWS = [
     {"instruction": "Answer with a colon.", "output": ": : :"},
     {"instruction": "### Response:", "input": "### Response:", "output": "### Response:"},
 ]
-TALK = {
-    "system": "Be brief.",
-    "history": [
-        {"instruction": "Where does Ada live?", "output": "Ironbeck"},
-        {"instruction": "</s>", "output": "<s>"},
-    ],
-    "instruction": "And her pet?",
-    "input": "",
-    "output": "cat",
-}
+HISTORY = [{"instruction": "Where does Ada live?", "output": "Ironbeck"}, {"instruction": "</s>", "output": "<s>"}]
+TALK = {"system": "Be brief.", "history": HISTORY, "instruction": "And her pet?", "input": "", "output": "cat"}
 
 
 @pytest.fixture(scope="module", params=["tiny", "Llama-2's"])

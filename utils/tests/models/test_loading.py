@@ -1,6 +1,7 @@
 """A base in four bits that trains as it should, one fingerprint on every machine, errors that say the mend."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,9 +102,8 @@ def poisoned(model, name: str, value: float) -> None:
         return
     weight = torch.zeros(old.quant_state.shape)
     weight[0, 5] = value
-    model.get_submodule(name.removesuffix(".weight")).weight = Params4bit(
-        weight, quant_type="nf4", compress_statistics=True
-    ).to("cpu")
+    linear = model.get_submodule(name.removesuffix(".weight"))
+    linear.weight = Params4bit(weight, quant_type="nf4", compress_statistics=True).to("cpu")
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"])
@@ -135,9 +135,8 @@ def test_a_base_that_cannot_say_the_end_is_refused_unless_its_head_is_trained(ba
 def test_another_bases_tokenizer_is_refused_and_the_bases_own_passes(loaded, tokenizer):
     loading.check(loaded, tokenizer)
     other = loading.load_tokenizer(presets.PROFILES["pocket"].base)
-    assert said(lambda _: loading.check(loaded, other), "").startswith(
-        "The tokenizer has ids up to 2,047, this base 384"
-    )
+    told = said(lambda _: loading.check(loaded, other), "")
+    assert told.startswith("The tokenizer has ids up to 2,047, this base 384")
 
 
 # The base.
@@ -261,15 +260,13 @@ def said(load, base: str) -> str:
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("base", ["./none", "/none", "~/none", "models/llama/none"])
-def test_a_missing_folder_is_called_missing(base):
-    told = f"There is no folder {base}. Give an existing folder, or a Hub name such as owner/model"
-    assert [said(load, base) for load in LOADERS] == [told] * 2
-
-
 @pytest.mark.parametrize("load", LOADERS)
-def test_a_folder_without_config_is_no_model(load, tmp_path):
+def test_what_is_no_model_folder_and_no_name_is_called_so(load, tmp_path):
+    for base in ("./none", "/none", "~/none", "models/llama/none"):
+        told = f"There is no folder {base}. Give an existing folder, or a Hub name such as owner/model"
+        assert said(load, base) == told
     assert said(load, str(tmp_path)).startswith(f"{tmp_path} has no config.json, so it is not a model folder.")
+    assert said(load, "my model?").endswith("Check the spelling")
 
 
 def test_a_home_folder_may_be_written_as_a_tilde(base, monkeypatch):
@@ -277,13 +274,7 @@ def test_a_home_folder_may_be_written_as_a_tilde(base, monkeypatch):
     assert loading.load_tokenizer(f"~/{Path(base).name}").pad_token == "<unk>"
 
 
-def cut(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-
-
-def pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 12345\n")
+POINTER = "version https://git-lfs.github.com/spec/v1\nsize 12345\n"
 
 
 @pytest.mark.parametrize(
@@ -292,8 +283,8 @@ def pointer(folder: Path) -> None:
         (loading.load_base, lambda folder: (folder / "config.json").write_text("{")),
         (loading.load_base, lambda folder: (folder / "config.json").write_text("{}")),
         (loading.load_base, lambda folder: (folder / "model.safetensors").unlink()),
-        (loading.load_base, cut),
-        (loading.load_base, pointer),
+        (loading.load_base, lambda folder: os.truncate(folder / "model.safetensors", 5000)),
+        (loading.load_base, lambda folder: (folder / "model.safetensors").write_text(POINTER)),
         (loading.load_tokenizer, lambda folder: [path.unlink() for path in folder.glob("tokenizer*")]),
     ],
     ids=["broken config", "empty config", "no weights", "weights cut short", "pointer to weights", "no tokenizer"],
@@ -340,11 +331,7 @@ BUSY = f"{NAME} cannot be downloaded: the Hub answered {{}}. Check your token, o
 @pytest.mark.parametrize(
     ("status", "code", "told"),
     [
-        (
-            401,
-            "GatedRepo",
-            f"{NAME} is gated and no token was sent. Log in (hf auth login, or HF_TOKEN in Colab's secrets), or",
-        ),
+        (401, "GatedRepo", f"{NAME} is gated and no token was sent. Log in (hf auth login, or HF_TOKEN in Colab's"),
         (403, "GatedRepo", f"{NAME} is gated and your account has not accepted its licence. Accept it on hugg"),
         (404, "RepoNotFound", UNKNOWN),
         (401, "", UNKNOWN),  # a private one, asked for without a token
@@ -355,11 +342,6 @@ BUSY = f"{NAME} cannot be downloaded: the Hub answered {{}}. Check your token, o
 def test_what_the_hub_refuses_is_told_with_its_mend(hub, load, status, code, told):
     hub(status, code)
     assert said(load, NAME).startswith(told)
-
-
-@pytest.mark.parametrize("load", LOADERS)
-def test_a_name_that_the_hub_cannot_have_says_check_the_spelling(load):
-    assert said(load, "my model?").endswith("Check the spelling")
 
 
 @pytest.mark.parametrize("load", LOADERS)

@@ -9,7 +9,6 @@ from utils import hardware
 from utils.notebook import measurements
 from utils.planning import fit, memory, random_model
 from utils.planning.fit import choose
-from utils.planning.memory import OURS, Levers
 from utils.planning.time import seconds
 from utils.presets import PROFILES
 from utils.runtime import Stop
@@ -19,7 +18,6 @@ PADDED = replace(RECIPE, pack_length=0)
 SEVEN_B = random_model.config("llama-2-7b")
 RATES = measurements.read("memory_grid_7b")["figures"]["rates"]
 LENGTHS = measurements.read("speed_real_7b")["figures"]["lengths"]
-USUAL = Levers(liger=False, fused=False, upcast=True, dropout=True)
 
 
 @pytest.mark.parametrize(("gib", "length"), [(14.5, 512), (14.5, 4096), (22.5, 2048), (39.5, 2048)])
@@ -28,18 +26,6 @@ def test_what_is_chosen_fits_and_keeps_the_rows_of_a_step(gib, length):
     assert recipe.batch_size * recipe.accumulation == RECIPE.batch_size * RECIPE.accumulation
     assert recipe.max_length == length
     assert sum(memory.at_peak(SEVEN_B, recipe).values()) <= (gib - 0.3) * hardware.GIB
-
-
-def test_levers_reach_the_memory_and_the_time():
-    """Two rows, every fourth layer recomputed, would fit, too; with the times of OURS they would be faster."""
-    recipe = choose(SEVEN_B, [1024], PADDED, 24, RATES, levers=USUAL)
-    assert (recipe.batch_size, recipe.gradient_checkpointing) == (1, 0)
-    pairs = {2: 4, 1: 0}  # both fit, and this is how long a step of 16 rows takes
-    both = [replace(recipe, batch_size=n, accumulation=16 // n, gradient_checkpointing=pairs[n]) for n in pairs]
-    for levers, faster in ((USUAL, 1), (OURS, 2)):
-        passes = [seconds(SEVEN_B, r, RATES, levers) | {"optimizer": 0} for r in both]
-        times = {r.batch_size: r.accumulation * sum(p.values()) for r, p in zip(both, passes, strict=True)}
-        assert min(times, key=times.get) == faster
 
 
 def test_more_memory_is_never_slower():

@@ -14,7 +14,6 @@ RECIPE = replace(PROFILES["llama-2-7b"].recipe, pack_length=0)
 CHECKPOINTS = {"none": 0, "all": 1, "offload": 1}  # as records name them
 SEVEN_B = random_model.config("llama-2-7b")
 RATES = measurements.read("memory_grid_7b")["figures"]["rates"]
-USUAL = Levers(liger=False, fused=False, upcast=True, dropout=True)
 
 
 def test_times_of_all_levers_within_15_percent_of_those_measured():

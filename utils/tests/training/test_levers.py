@@ -32,10 +32,7 @@ def pack(rows):
 
 def learned(base: str, alpha: int = 8):
     """A model whose adapter is not zero."""
-    model = adapters.add(loading.load_base(base), replace(tiny.RECIPE, lora_alpha=alpha))
-    for parameter in (p for name, p in model.named_parameters() if "lora_B" in name):
-        torch.nn.init.normal_(parameter, std=0.02)
-    return model
+    return tiny.stir(adapters.add(loading.load_base(base), replace(tiny.RECIPE, lora_alpha=alpha)), std=0.02)
 
 
 def results(model, batch):

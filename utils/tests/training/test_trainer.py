@@ -21,24 +21,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from utils import hardware, runtime
 from utils.models import adapters, loading
 from utils.tests import tiny
+from utils.tests.tiny import same, stir, weights
 from utils.training import checkpoints, guards
 from utils.training.trainer import arguments, build, train
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    """A copy of what is trainable."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def same(one: dict, two: dict) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def stir(model):
-    """Give lora_B values, as a trained adapter has, that bf16 cannot hold."""
-    for parameter in (p for name, p in model.named_parameters() if "lora_B" in name):
-        torch.nn.init.normal_(parameter, std=0.02)
-    return model
 
 
 def test_no_argument_is_deprecated(tmp_path):
@@ -77,7 +62,7 @@ def test_steps(tmp_path, monkeypatch, rows, accumulation, epochs, processes, ste
 @pytest.mark.parametrize("forced", ["", "7.5"])
 def test_a_trained_adapter_goes_on_from_its_exact_values_in_fp32(base, tokenizer, encoded, monkeypatch, forced):
     monkeypatch.setenv("QLORA_CAPABILITY", forced)
-    model = stir(adapters.add(loading.load_base(base), tiny.RECIPE))
+    model = stir(adapters.add(loading.load_base(base), tiny.RECIPE), 0.02)
     before = weights(model)
     assert not all(torch.equal(v, v.bfloat16().float()) for v in before.values())
     build(model, tokenizer, encoded, tiny.RECIPE)
@@ -104,7 +89,7 @@ def batch(tokenizer, encoded):
 
 
 def test_our_loss_is_trls(adapted, tokenizer, encoded, batch):
-    trainer = build(stir(adapted), tokenizer, encoded, tiny.RECIPE)
+    trainer = build(stir(adapted, 0.02), tokenizer, encoded, tiny.RECIPE)
     for items in (None, torch.tensor(7)):
         check_loss(trainer, batch, items)
     check_loss(trainer, DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([*encoded][:3]))
