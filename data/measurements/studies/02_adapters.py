@@ -11,6 +11,7 @@ equalities in 16 bits.
 import os
 
 import study
+import torch
 
 from utils import evaluation, generation
 from utils.models import loading
@@ -27,21 +28,41 @@ def measured(model, kind: str, **settings) -> dict:
     return {"targets": kind, "parameters": numbers} | settings | scores
 
 
+def effective_ranks() -> dict:
+    """How many equal terms would spread the energy of each change as evenly: exp of the entropy, mean over matrices.
+
+    After Roy and Vetterli 2007, who normalise the singular values; here it is their squares.
+    """
+
+    def of(matrix) -> float:
+        share = torch.linalg.svdvals(matrix.float()) ** 2
+        return torch.distributions.Categorical(probs=share / share.sum()).entropy().exp().item()
+
+    def mean(kinds, matrices) -> float:
+        ranks = [of(matrix) for name, matrix in matrices.items() if name.split(".")[-2] in kinds]
+        return sum(ranks) / len(ranks)
+
+    change, mlp = run["change"], run["MLP"]
+    kinds = {"q and k": ("q_proj", "k_proj"), "v and o": ("v_proj", "o_proj"), "MLP": mlp}
+    found = {name: mean(wanted, change) for name, wanted in kinds.items()}
+    return found | {"weights": mean(run["ATTENTION"] + mlp, run["weights"]), "random numbers": of(run["noise"])}
+
+
 chosen = study.options(["rank_sweep", "cuda"])
 if chosen.part == "cuda":
-    run = study.chapter("02_adapters", until="## Summary")
+    run = study.chapter("02_adapters", until="## The same on a GPU")
     merging = {"into_4_bit": run["rounded_error"], "dequantized": run["dense_error"], "plain": run["merged_error"]}
     figures = {"dtype": str(run["dtype"]), "differences": run["seen"], "merge_error": merging}
     study.write(chosen, "adapters_cuda" + "_t4_rules" * ("QLORA_CAPABILITY" in os.environ), figures)
 else:
     settings = {"BATCH": 16} if chosen.quick else {"STEPS": 100, "BATCH": 32}
-    run = study.chapter("02_adapters", until="One column and one row!", SEED=chosen.seed, **settings)
+    run = study.chapter("02_adapters", until="## Checkpointing on a frozen base", SEED=chosen.seed, **settings)
     ranks, attention, mlp = run["RANKS"], run["ATTENTION"], run["MLP"]
     plan = [("all", attention + mlp, r, 16) for r in ranks] + [("all", attention + mlp, r, r) for r in (1, 4, 64)]
     plan += [("attention", attention, 16, 16), ("MLP", mlp, 16, 16)]
     steps = 2 if chosen.quick else run["recipe"].steps
     figures = {"seed": chosen.seed, "steps": steps, "dtype": str(run["dtype"])}
-    figures |= {"energy_at_16": run["at_16"], "effective_rank": run["effective"], "terms": run["terms"]}
+    figures |= {"energy_at_16": run["at_16"], "effective_rank": effective_ranks(), "terms": run["terms"]}
     figures |= {"loss_by_terms": run["losses"], "first_step": {"norm": run["norms"], "effect": run["effects"]}}
     longer = loading.load_base(run["world"].base, four_bit=False).float().requires_grad_(True)
     run["fit"](longer, steps, 5e-4, chosen.seed)
