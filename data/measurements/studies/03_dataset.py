@@ -2,27 +2,21 @@
 
     python data/measurements/studies/03_dataset.py validation_scale      a minute
     python data/measurements/studies/03_dataset.py dataset_trainings     eighteen trainings, half an hour or more
-    python data/measurements/studies/03_dataset.py packing_speed_cpu     some minutes; packing_speed_gpu on a GPU
 
 Each writes the record of its name.
 """
 
 import csv
 import json
-import random
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import study
-import torch
 from datasets import Dataset
-from trl import pack_dataset
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from utils import evaluation, generation, presets
 from utils.data import dataset, duplicates
@@ -72,7 +66,7 @@ def validation_scale(quick: bool) -> dict:
 
 def dataset_trainings(quick: bool) -> dict:
     """Exact match: loss on the answer or on everything; the longest rows or random ones; split by row or by person."""
-    chapter = study.chapter("03_dataset", until="## The helper and these cells")
+    chapter = study.chapter("03_dataset", until="## Your file")
     small, levels, test, choose = (chapter[name] for name in ("small", "levels", "test", "choose"))
     questions = [q for level in levels for q in [r for r in test if r["level"] == level][: 1 if quick else 200]]
     lessons = dataset.read("almanac/train.jsonl")
@@ -100,42 +94,6 @@ def dataset_trainings(quick: bool) -> dict:
     return found
 
 
-def packing_speed(quick: bool) -> dict:
-    """Tokens of text a second, forward and backward, in batches of about 16 rows: three passes after one to warm up."""
-    chapter = study.chapter("03_dataset", until="## A small set out of a large one")
-    fits, _ = dataset.encode(chapter["small"], chapter["clean"][: 16 if quick else 320], POCKET.recipe.max_length)
-    learner = adapters.add(chapter["base"], POCKET.recipe).train()
-
-    def batches_for(way: str) -> list:
-        """(batch, tokens of text in it) of all rows."""
-        together = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=way == "packed")
-        if way == "packed":
-            lists = [[e] for e in pack_dataset(fits, POCKET.recipe.max_length, "bfd")]
-        else:
-            order = random.Random(0).sample(range(len(fits)), len(fits))
-            order = sorted(order, key=lambda i: len(fits[i]["input_ids"])) if way == "grouped" else order
-            lists = [[fits[i] for i in batch] for batch in chapter["batches_of"](order)]
-        known = ("input_ids", "labels", "attention_mask", "position_ids")
-        batches = [{k: v for k, v in together(rows).items() if k in known} for rows in lists]
-        return [(batch, sum(len(e["input_ids"]) for e in rows)) for batch, rows in zip(batches, lists, strict=True)]
-
-    def text_tokens_a_second(batches: list) -> float:
-        started = time.perf_counter()
-        for batch, _ in batches:
-            moved = {k: v.to(learner.device) for k, v in batch.items()}
-            labels = moved.pop("labels")[:, 1:].flatten()
-            logits = learner(**moved, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-            torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100).backward()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return sum(text for _, text in batches) / (time.perf_counter() - started)
-
-    ways = {way: batches_for(way) for way in ("padded", "grouped", "packed")}
-    runs = {way: [text_tokens_a_second(batches) for _ in range(4)][1:] for way, batches in ways.items()}
-    return {"tokens_per_second": runs, "rows": len(fits)}
-
-
 parts = {"validation_scale": validation_scale, "dataset_trainings": dataset_trainings}
-parts |= {"packing_speed_cpu": packing_speed, "packing_speed_gpu": packing_speed}
 chosen = study.options(list(parts))
 study.write(chosen, chosen.part, parts[chosen.part](chosen.quick))
