@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,14 @@ def test_no_network_no_converter(adapter, outputs, monkeypatch):
     with pytest.raises(runtime.Stop, match="a download of 77 MB, and pip cannot make it. Go online once"):
         export.gguf(export.merge(adapter))
     assert [path.name for path in outputs.rglob("*") if "gguf" in path.name or "llama-cpp" in path.name] == ["gguf"]
+
+
+def test_the_serve_command_of_chapter_07_has_known_options():
+    chapter = (runtime.ROOT / "notebooks" / "07_merge_and_export.ipynb").read_text("utf-8")
+    [command] = re.findall(r"transformers serve MERGED [^\\]+", chapter)
+    program = Path(sys.executable).with_name("transformers")
+    told = subprocess.run([program, "serve", "--help"], capture_output=True, text=True).stdout
+    assert [option for option in re.findall(r"--\w+", command) if option not in told] == []
 
 
 def test_gguf_needs_tokenizer_model_and_holds_template_and_end(adapter, monkeypatch):
