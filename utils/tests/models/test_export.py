@@ -120,7 +120,10 @@ def test_gguf_needs_tokenizer_model_and_holds_template_and_end(adapter, monkeypa
     import gguf
 
     monkeypatch.setattr(export, "OUTPUTS", runtime.OUTPUTS)  # the converter that chapter 07 fetched, or fetch it
-    tools = export.converter()
+    try:
+        tools = export.converter()
+    except runtime.Stop as stop:
+        pytest.skip(str(stop))
     monkeypatch.setattr(export, "OUTPUTS", folder.parents[1])
     monkeypatch.setattr(export, "converter", lambda: tools)
     fields = gguf.GGUFReader(export.gguf(folder)).fields
