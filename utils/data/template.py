@@ -95,3 +95,15 @@ def _bos(tokenizer) -> list[int]:
 def _ids(tokenizer, text: str) -> list[int]:
     # Rows beyond the tokenizer's own limit are counted and reported by `dataset`: no warning is needed here.
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+
+
+# The same for a list of messages, in Jinja: what chat programs read. Sentencepiece's tokenizers, those with <unk>, were
+# trained with a space behind a control token. llama.cpp puts it there; transformers, which alone tells a template of
+# unk_token, does not.
+CHAT = (
+    "{% set space = ' ' if unk_token is defined else '' %}{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ space + m['content'] | trim }}\n\n{% elif m['role'] == 'user' %}"
+    "{{ space if loop.first or messages[loop.index0 - 1]['role'] != 'system' else '' }}"
+    "### Instruction:\n{{ m['content'] | trim }}\n\n### Response:"
+    "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)

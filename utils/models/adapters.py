@@ -93,7 +93,7 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
     """
     folder = find(adapter)
     made = made_for(folder)
-    base = base or _here(made["base"])
+    base = base or here(made["base"])
     if not base:
         raise Stop(f"{folder.name} does not say which base it was made for. Give base=")
     _check_name(base, made, renamed)
@@ -213,7 +213,7 @@ def tensors(folder: Path) -> dict:
     return found
 
 
-def _here(base: str) -> str:
+def here(base: str) -> str:
     """A base's recorded name; for a folder of another machine, the one of that name that ships with the course."""
     ships = ROOT / "data" / Path(base).name
     return str(ships) if base.startswith("/") and not Path(base).is_dir() and ships.is_dir() else base
