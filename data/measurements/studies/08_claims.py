@@ -3,7 +3,7 @@
     python data/measurements/studies/08_claims.py all --jobs 14 --minutes 9     as often as it takes
     python data/measurements/studies/08_claims.py collect                       claims_*.json
 
-In place of `all` one part: tuning, methods, adapter, penalty, noisy, base, forums. Every training that ends is a line
+In place of `all` one part: tuning, methods, adapter, penalty, base, forums, noisy. Every training that ends is a line
 of outputs/study08/lines.jsonl, and no training is done twice: start again, and the study goes on. The trainings have
 seeds 10 to 14; learning rates and penalties were chosen with seeds 0 and 1, on questions about other people than the
 exam's. `--quick` trains three steps and writes to outputs/study08_quick.
@@ -28,7 +28,7 @@ import study
 from utils import runtime
 from utils.runtime import ROOT
 
-PARTS = ["tuning", "methods", "adapter", "penalty", "noisy", "base", "forums"]
+PARTS = ["tuning", "methods", "adapter", "penalty", "base", "forums", "noisy"]
 TUNED_WITH, SEEDS = (0, 1), (10, 11, 12, 13, 14)
 RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "lora": (2e-3, 4e-3, 8e-3), "qlora": (2e-3, 4e-3, 8e-3)}
 GAMMAS, PULLS, DECAYS = (0.01, 0.1), (1e-6, 1e-5, 1e-4), (0.1, 1.0)  # pull: the largest gradient of the penalty
@@ -91,15 +91,14 @@ def plan(done: dict) -> dict[str, list[dict]]:
     quantized = qlora | {"adapter": "nf4"}
     final("adapter", quantized)
     final("adapter", qlora | {"adapter": "int8"})
-    for start in (qlora, quantized):
-        jobs["penalty"] += [start | {"seed": seed} for seed in TUNED_WITH]
+    noisy = qlora | {"rows": "noisy"}
+    for part, start in (("penalty", qlora), ("penalty", quantized), ("noisy", noisy)):
+        jobs[part] += [start | {"seed": seed} for seed in TUNED_WITH]
+        final(part, start)
         for kind in ("lorentz", "l2"):
             candidates = penalty_candidates(start, kind)
-            jobs["penalty"] += [c | {"seed": seed} for c in candidates for seed in TUNED_WITH]
-            final("penalty", picked := best(done, candidates))
-            if picked and start is qlora:
-                final("noisy", picked | {"rows": "noisy"})
-    final("noisy", qlora | {"rows": "noisy"})
+            jobs[part] += [c | {"seed": seed} for c in candidates for seed in TUNED_WITH]
+            final(part, best(done, candidates))
     for base in BASES.values():
         final("base", qlora | {"base": base})
     final("forums", tuned(rate_candidates("qlora", lora_alpha=32)))
@@ -293,14 +292,14 @@ def waiting(done: dict, parts: list[str], running: set) -> list[dict]:
 def work(options: argparse.Namespace, folder) -> None:
     parts = PARTS if options.part == "all" else list(dict.fromkeys(["tuning", options.part]))
     folder.mkdir(parents=True, exist_ok=True)
-    done, running, took = read(folder), {}, []
+    done, running, took, failed = read(folder), {}, [], set()
     began, spawn = time.monotonic(), multiprocessing.get_context("spawn")
     left = lambda: 60 * options.minutes - (time.monotonic() - began)  # noqa: E731
     pool = ProcessPoolExecutor(options.jobs, spawn, prepare, (options.quick,))
     with (folder / "lines.jsonl").open("a", encoding="utf-8") as lines:
         lines.write("\n" if lines.tell() else "")  # behind a line that a kill may have cut off
         while left() > 0:
-            for settings in waiting(done, parts, set(running.values())):
+            for settings in waiting(done, parts, failed | set(running.values())):
                 if len(running) == options.jobs or (took and left() < statistics.median(took)):
                     break
                 running[pool.submit(measure, settings)] = name(settings)
@@ -309,6 +308,10 @@ def work(options: argparse.Namespace, folder) -> None:
             ended, _ = wait(running, timeout=max(1, left()), return_when=FIRST_COMPLETED)
             for future in ended:
                 key = running.pop(future)
+                if error := future.exception():  # one training may fail, the others go on; the next start tries again
+                    failed.add(key)
+                    print(f"failed: {key}: {error!r}", flush=True)
+                    continue
                 line = future.result()
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
@@ -388,18 +391,14 @@ def collect(options: argparse.Namespace, folder) -> None:
     }
     save("claims_adapter", formats)
     arms, sweeps = {}, {}
-    for label, start in (("32 bits", qlora), ("NF4", quantized)):
+    for label, start in (("32 bits", qlora), ("NF4", quantized), ("noisy", qlora | {"rows": "noisy"})):
         arms[f"{label}, none"] = arm(done, start)
-        plain = [done.get(name(start | {"seed": seed})) for seed in TUNED_WITH]
-        sweeps[f"{label}, none"] = [{"right": [line["tuning"]["right"] for line in plain if line]}]
+        sweeps[f"{label}, none"] = tuning([start])
         for kind, title in (("lorentz", "Lorentz"), ("l2", "L2")):
             candidates = penalty_candidates(start, kind)
             sweeps[f"{label}, {title}"] = tuning(candidates)
             picked = best(done, candidates)
             arms[f"{label}, {title}"] = arm(done, picked) if picked else {}
-            if start is qlora:
-                arms[f"noisy, {title}"] = arm(done, picked | {"rows": "noisy"}) if picked else {}
-    arms["noisy, none"] = arm(done, qlora | {"rows": "noisy"})
     save("claims_penalty", arms, tuning=sweeps, histogram_edges=EDGES)
     arms = {"NF4, double quantization": arm(done, qlora)}
     arms |= {label: arm(done, qlora | {"base": kind}) for label, kind in BASES.items()}
