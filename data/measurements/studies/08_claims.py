@@ -149,7 +149,8 @@ def prepare(quick: bool) -> None:
         for a in book["attributes"]
         for person in rng.sample(people[500:600], 50)
     ]
-    course |= {"prose": [{"input_ids": i, "labels": i} for i in ids], "tokenizer": tokenizer, "data": data}
+    prose = [{"input_ids": i, "labels": [-100, *i[1:]]} for i in ids]  # nothing stands before the first token
+    course |= {"prose": prose, "tokenizer": tokenizer, "data": data}
     course |= {"tuning": data.held_out + new, "exam": [row for row in data.exam if row["level"] in LEVELS]}
     course |= {"pocket": pocket, "quick": quick}
     if quick:
@@ -223,7 +224,7 @@ def measure(settings: dict) -> dict:
         return {level: [m["exact"], m["asked"]] for level, m in marks.items()}
 
     def examined() -> dict:
-        return {"exam": right(course["exam"]), "prose_loss": evaluation.loss(model, tokenizer, course["prose"])}
+        return {"exam": right(course["exam"]), "prose_nats": evaluation.loss(model, tokenizer, course["prose"])}
 
     line = {"settings": settings, "train_seconds": trained, "losses": [[e["step"], e["loss"]] for e in log]}
     if settings["seed"] in TUNED_WITH:
@@ -326,21 +327,29 @@ def work(options: argparse.Namespace, folder) -> None:
     print("done of planned:", state)
 
 
-def arm(done: dict, settings: dict, variant: str = "") -> dict:
-    """What five trainings with the same settings came to, seed by seed; {} where one is missing."""
+def arm(done: dict, settings: dict, variant: str = "", histogram: bool = False, losses: bool = False) -> dict:
+    """What five trainings with the same settings came to, seed by seed; {} where one is missing.
+
+    Args:
+        variant: of the adapter that was trained, in another format.
+        histogram: of the first seed's adapter weights, in 61 bins.
+        losses: of the training, averaged over the seeds.
+    """
     lines = [done.get(name(settings | {"seed": seed})) for seed in SEEDS]
     if None in lines:
         return {}
     of = [line["variants"][variant] if variant else line for line in lines]
     found = {"exam": {level: [o["exam"][level][0] for o in of] for level in LEVELS}}
-    found["prose_loss"] = [o["prose_loss"] for o in of]
+    found["prose_nats"] = [o["prose_nats"] for o in of]
     found["settings"] = {k: v for k, v in settings.items() if k != "seed"}
     if not variant:
         found |= {key: [line[key] for line in lines] for key in ("held_out_loss", "train_seconds")}
-        found["losses"] = [line["losses"] for line in lines]
-        if "histogram" in lines[0]:
-            found |= {"histogram": lines[0]["histogram"], "largest": [line["largest"] for line in lines]}
-            found["root_mean_square"] = [line["root_mean_square"] for line in lines]
+        if losses:
+            found["steps"] = [step for step, _ in lines[0]["losses"]]
+            curves = zip(*(line["losses"] for line in lines), strict=True)
+            found["losses"] = [statistics.mean(loss for _, loss in points) for points in curves]
+        if histogram:
+            found |= {"histogram": lines[0]["histogram"], "root_mean_square": lines[0]["root_mean_square"]}
     return found
 
 
@@ -354,6 +363,7 @@ def collect(options: argparse.Namespace, folder) -> None:
         print(f"note: the lines come from {len(machines)} machines; the records name the first")
     hardware, versions = json.loads(sorted(machines)[0])
     record.hardware, runtime.versions = lambda: hardware, lambda: versions
+    options.part, options.seed = "all", 0  # the command that measured
     chosen = {method: best(done, rate_candidates(method)) for method in RATES}
     qlora = chosen["qlora"]
     quantized = qlora | {"adapter": "nf4"}
@@ -392,20 +402,21 @@ def collect(options: argparse.Namespace, folder) -> None:
     save("claims_adapter", formats)
     arms, sweeps = {}, {}
     for label, start in (("32 bits", qlora), ("NF4", quantized), ("noisy", qlora | {"rows": "noisy"})):
-        arms[f"{label}, none"] = arm(done, start)
+        arms[f"{label}, none"] = arm(done, start, histogram=True)
         sweeps[f"{label}, none"] = tuning([start])
         for kind, title in (("lorentz", "Lorentz"), ("l2", "L2")):
             candidates = penalty_candidates(start, kind)
             sweeps[f"{label}, {title}"] = tuning(candidates)
             picked = best(done, candidates)
-            arms[f"{label}, {title}"] = arm(done, picked) if picked else {}
+            arms[f"{label}, {title}"] = arm(done, picked, histogram=True) if picked else {}
     save("claims_penalty", arms, tuning=sweeps, histogram_edges=EDGES)
     arms = {"NF4, double quantization": arm(done, qlora)}
     arms |= {label: arm(done, qlora | {"base": kind}) for label, kind in BASES.items()}
     save("claims_base", arms | {"32 bits": arm(done, qlora | {"method": "lora"})})
     doubled = best(done, rate_candidates("qlora", lora_alpha=32))
-    arms = {"as the course has it": arm(done, qlora), "inputs too": arm(done, qlora | {"rows": "inputs too"})}
-    arms |= {"alpha 32": arm(done, doubled) if doubled else {}, "rank 64": arm(done, qlora | {"rank": 64})}
+    others = {"inputs too": qlora | {"rows": "inputs too"}, "rank 64": qlora | {"rank": 64}, "alpha 32": doubled}
+    arms = {label: arm(done, other, losses=True) if other else {} for label, other in others.items()}
+    arms["as the course has it"] = arm(done, qlora, losses=True)
     save("claims_forums", arms, tuning={"alpha 32": tuning(rate_candidates("qlora", lora_alpha=32))})
 
 
@@ -419,7 +430,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three steps a training, to see that everything works")
     parser.add_argument("--out", type=type(ROOT), default=record.FOLDER, help="where the records go")
     options = parser.parse_args()
-    options.seed = 0
     folder = ROOT / "outputs" / ("study08_quick" if options.quick else "study08")
     collect(options, folder) if options.part == "collect" else work(options, folder)
 
