@@ -31,7 +31,8 @@ from utils.runtime import ROOT
 PARTS = ["tuning", "methods", "adapter", "penalty", "base", "forums", "noisy"]
 TUNED_WITH, SEEDS = (0, 1), (10, 11, 12, 13, 14)
 RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "lora": (2e-3, 4e-3, 8e-3), "qlora": (2e-3, 4e-3, 8e-3)}
-GAMMAS, PULLS, DECAYS = (0.01, 0.1), (1e-6, 1e-5, 1e-4), (0.1, 1.0)  # pull: the largest gradient of the penalty
+ALPHA_RATES = (2e-3, 4e-3)  # for alpha 32: twice the scale, so half the rate that alpha 16 took, or the same
+GAMMAS, PULLS, DECAYS = (0.01, 0.1), (1e-5, 1e-4, 1e-3), (0.1, 1.0)  # pull: the largest gradient of the penalty
 BASES = {"NF4": "nf4", "FP4": "fp4", "int4": "int4", "NF4, blocks of 1,024": "nf4 1024"}
 LEVELS = ("seen form", "new phrasing", "two facts")
 EDGES = 0.3  # of the histogram of an adapter's weights, in 61 bins
@@ -60,15 +61,24 @@ def best(done: dict, candidates: list[dict]) -> dict | None:
     return candidates[scores.index(max(scores))]
 
 
-def rate_candidates(method: str, **more) -> list[dict]:
-    rates = RATES[method][:2] if more else RATES[method]
-    return [job(0, method, learning_rate=rate, **more) for rate in rates]
+def rate_candidates(method: str) -> list[dict]:
+    return [job(0, method, learning_rate=rate) for rate in RATES[method]]
+
+
+def alpha_candidates() -> list[dict]:
+    return [job(0, learning_rate=rate, lora_alpha=32) for rate in ALPHA_RATES]
 
 
 def penalty_candidates(qlora: dict, kind: str) -> list[dict]:
     if kind == "l2":
         return [qlora | {"weight_decay": decay} for decay in DECAYS]
     return [qlora | {"lorentz": [pull * gamma, gamma]} for gamma in GAMMAS for pull in PULLS]
+
+
+def stronger(settings: dict) -> dict:
+    """The same Lorentzian penalty, ten times as strong."""
+    strength, gamma = settings["lorentz"]
+    return settings | {"lorentz": [10 * strength, gamma]}
 
 
 def plan(done: dict) -> dict[str, list[dict]]:
@@ -91,19 +101,21 @@ def plan(done: dict) -> dict[str, list[dict]]:
     quantized = qlora | {"adapter": "nf4"}
     final("adapter", quantized)
     final("adapter", qlora | {"adapter": "int8"})
-    noisy = qlora | {"rows": "noisy"}
-    for part, start in (("penalty", qlora), ("penalty", quantized), ("noisy", noisy)):
-        jobs[part] += [start | {"seed": seed} for seed in TUNED_WITH]
-        final(part, start)
-        for kind in ("lorentz", "l2"):
-            candidates = penalty_candidates(start, kind)
-            jobs[part] += [c | {"seed": seed} for c in candidates for seed in TUNED_WITH]
-            final(part, best(done, candidates))
+    for kind in ("lorentz", "l2"):
+        candidates = penalty_candidates(qlora, kind)
+        jobs["penalty"] += [c | {"seed": seed} for c in candidates for seed in TUNED_WITH]
+        if picked := best(done, candidates):
+            final("penalty", picked)
+            final("penalty", picked | {"adapter": "nf4"})
+            if kind == "lorentz":
+                final("noisy", picked | {"rows": "noisy"})
+                final("noisy", stronger(picked) | {"rows": "noisy"})
+    final("noisy", qlora | {"rows": "noisy"})
     for base in BASES.values():
         final("base", qlora | {"base": base})
-    final("forums", tuned(rate_candidates("qlora", lora_alpha=32)))
+    final("base", qlora | {"method": "lora"})  # the same as LoRA's own, if both have the same best rate
+    final("forums", tuned(alpha_candidates()))
     final("forums", qlora | {"rows": "inputs too"})
-    final("forums", qlora | {"rank": 64})
     return jobs
 
 
@@ -327,13 +339,12 @@ def work(options: argparse.Namespace, folder) -> None:
     print("done of planned:", state)
 
 
-def arm(done: dict, settings: dict, variant: str = "", histogram: bool = False, losses: bool = False) -> dict:
+def arm(done: dict, settings: dict, variant: str = "", histogram: bool = False) -> dict:
     """What five trainings with the same settings came to, seed by seed; {} where one is missing.
 
     Args:
         variant: of the adapter that was trained, in another format.
         histogram: of the first seed's adapter weights, in 61 bins.
-        losses: of the training, averaged over the seeds.
     """
     lines = [done.get(name(settings | {"seed": seed})) for seed in SEEDS]
     if None in lines:
@@ -344,10 +355,6 @@ def arm(done: dict, settings: dict, variant: str = "", histogram: bool = False, 
     found["settings"] = {k: v for k, v in settings.items() if k != "seed"}
     if not variant:
         found |= {key: [line[key] for line in lines] for key in ("held_out_loss", "train_seconds")}
-        if losses:
-            found["steps"] = [step for step, _ in lines[0]["losses"]]
-            curves = zip(*(line["losses"] for line in lines), strict=True)
-            found["losses"] = [statistics.mean(loss for _, loss in points) for points in curves]
         if histogram:
             found |= {"histogram": lines[0]["histogram"], "root_mean_square": lines[0]["root_mean_square"]}
     return found
@@ -359,9 +366,10 @@ def collect(options: argparse.Namespace, folder) -> None:
 
     done = read(folder)
     machines = {json.dumps([line["hardware"], line["versions"]], sort_keys=True) for line in done.values()}
-    if len(machines) > 1:
-        print(f"note: the lines come from {len(machines)} machines; the records name the first")
     hardware, versions = json.loads(sorted(machines)[0])
+    if len(machines) > 1:  # the trainings were done in parts
+        print(f"note: the lines come from {len(machines)} machines")
+        hardware["cpu"] = " and ".join(sorted({line["hardware"]["cpu"] for line in done.values()}))
     record.hardware, runtime.versions = lambda: hardware, lambda: versions
     options.part, options.seed = "all", 0  # the command that measured
     chosen = {method: best(done, rate_candidates(method)) for method in RATES}
@@ -390,6 +398,9 @@ def collect(options: argparse.Namespace, folder) -> None:
 
     methods = {"full fine-tuning": "full", "LoRA": "lora", "QLoRA": "qlora"}
     arms = {label: arm(done, chosen[m]) if chosen[m] else {} for label, m in methods.items()}
+    for method, rates in RATES.items():
+        if chosen[method] and chosen[method]["learning_rate"] in (min(rates), max(rates)):
+            print(f"note: the best learning rate of {method} is at the edge of those tried")
     save("claims_methods", arms, tuning={m: tuning(rate_candidates(m)) for m in RATES})
     formats = {
         "32 bits": arm(done, qlora),
@@ -400,24 +411,25 @@ def collect(options: argparse.Namespace, folder) -> None:
         "int8 in training": arm(done, qlora | {"adapter": "int8"}),
     }
     save("claims_adapter", formats)
-    arms, sweeps = {}, {}
-    for label, start in (("32 bits", qlora), ("NF4", quantized), ("noisy", qlora | {"rows": "noisy"})):
-        arms[f"{label}, none"] = arm(done, start, histogram=True)
-        sweeps[f"{label}, none"] = tuning([start])
-        for kind, title in (("lorentz", "Lorentz"), ("l2", "L2")):
-            candidates = penalty_candidates(start, kind)
-            sweeps[f"{label}, {title}"] = tuning(candidates)
-            picked = best(done, candidates)
-            arms[f"{label}, {title}"] = arm(done, picked, histogram=True) if picked else {}
+    noisy = qlora | {"rows": "noisy"}
+    arms = {"32 bits, none": arm(done, qlora, histogram=True), "NF4, none": arm(done, quantized, histogram=True)}
+    arms["noisy, none"], sweeps = arm(done, noisy), {"none": tuning([qlora])}
+    for kind, title in (("lorentz", "Lorentz"), ("l2", "L2")):
+        candidates = penalty_candidates(qlora, kind)
+        sweeps[title], picked = tuning(candidates), best(done, candidates) or qlora | {"not": "chosen"}
+        arms[f"32 bits, {title}"] = arm(done, picked, histogram=True)
+        arms[f"NF4, {title}"] = arm(done, picked | {"adapter": "nf4"}, histogram=True)
+        if "lorentz" in picked:
+            arms["noisy, Lorentz"] = arm(done, picked | noisy)
+            arms["noisy, Lorentz, ten times as strong"] = arm(done, stronger(picked) | noisy)
     save("claims_penalty", arms, tuning=sweeps, histogram_edges=EDGES)
     arms = {"NF4, double quantization": arm(done, qlora)}
     arms |= {label: arm(done, qlora | {"base": kind}) for label, kind in BASES.items()}
     save("claims_base", arms | {"32 bits": arm(done, qlora | {"method": "lora"})})
-    doubled = best(done, rate_candidates("qlora", lora_alpha=32))
-    others = {"inputs too": qlora | {"rows": "inputs too"}, "rank 64": qlora | {"rank": 64}, "alpha 32": doubled}
-    arms = {label: arm(done, other, losses=True) if other else {} for label, other in others.items()}
-    arms["as the course has it"] = arm(done, qlora, losses=True)
-    save("claims_forums", arms, tuning={"alpha 32": tuning(rate_candidates("qlora", lora_alpha=32))})
+    doubled = best(done, alpha_candidates())
+    arms = {"as the course has it": arm(done, qlora), "inputs too": arm(done, qlora | {"rows": "inputs too"})}
+    arms["alpha 32"] = arm(done, doubled) if doubled else {}
+    save("claims_forums", arms, tuning={"alpha 32": tuning(alpha_candidates())})
 
 
 def main() -> None:
