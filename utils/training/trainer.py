@@ -62,6 +62,13 @@ class Trainer(Whole, SFTTrainer):
             del model.__dict__["train"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.penalty and loading.bare(model).training:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            loss = loss + self.penalty(trained) / self.current_gradient_accumulation_steps
+        return loss
+
+    def _loss(self, model, inputs, return_outputs, num_items_in_batch):
         base = loading.bare(model)
         # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
         # Autocast, and the sum of several processes' gradients, are in the forward of the wrapped model.
@@ -155,11 +162,12 @@ def build(
         checkpoints: `Checkpoints`, where the run is saved; what is there of this run already is not done again.
         callbacks: more of transformers' callbacks.
         fast: pull the levers for a GPU (`levers.pull`). Default: if Triton runs here.
-        settings: fields of SFTConfig that are to differ from `arguments`.
+        settings: fields of SFTConfig that are to differ; `penalty`, a function of the trained weights, joins the loss.
 
     Raises:
         Stop: nothing to train, no rows, what `loading.check` refuses, or packs that do not say where their rows end.
     """
+    penalty = settings.pop("penalty", None)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
@@ -183,7 +191,7 @@ def build(
             setattr(args, name, value)
         data = {"train_dataset": packs, "eval_dataset": held_out if held_out is None else packed(held_out, recipe)}
         trainer = Trainer(model, args, **data, processing_class=tokenizer, callbacks=list(callbacks))
-    trainer.recipe, trainer.settings, trainer.checkpoints = recipe, settings, checkpoints
+    trainer.recipe, trainer.settings, trainer.checkpoints, trainer.penalty = recipe, settings, checkpoints, penalty
     if recipe.gradient_checkpointing > 1:
         trainer.add_callback(levers.CheckpointEvery(recipe.gradient_checkpointing))
     # The trainer has rounded the adapter to bf16, which a T4 cannot train and which resumes inexactly.

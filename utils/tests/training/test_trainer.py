@@ -105,6 +105,17 @@ def test_our_loss_is_trls_for_a_base_with_a_head_of_its_own_kind(tokenizer, enco
     check_loss(build(model, tokenizer, encoded, tiny.RECIPE), batch)
 
 
+@pytest.mark.parametrize("recipe", [tiny.RECIPE, tiny.TWO_PASSES])
+def test_a_penalty_counts_once_a_step_and_not_on_held_out_rows(base, tokenizer, encoded, recipe):
+    logs = []
+    for penalty in (None, lambda weights: 3.0 + 0 * sum(w.sum() for w in weights if w.requires_grad)):
+        model = adapters.add(loading.load_base(base), recipe)
+        settings = {"held_out": encoded, "logging_steps": 1, "eval_steps": 1, "penalty": penalty}
+        logs.append(train(model, tokenizer, encoded, replace(recipe, steps=1), live=False, **settings)[0])
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"] + 3, abs=1e-4)
+    assert logs[1]["eval_loss"] == pytest.approx(logs[0]["eval_loss"], abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def trained(base, tokenizer, encoded, tmp_path_factory):
     """One run for all tests that only look at it: the model, the log, what was printed, and the folder it ran in."""
