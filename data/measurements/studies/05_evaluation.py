@@ -49,6 +49,6 @@ models = {
     name: {"exact": int(found["exact"].sum()), "prose_perplexity": run["perplexity"](found["prose"])}
     for name, found in results.items()
 }
-figures = {"dtype": str(run["model"].dtype), "questions": len(run["questions"]), "models": models}
+figures = {"dtype": str(run["load"]().dtype), "questions": len(run["questions"]), "models": models}
 figures["trials"] = [trial(texts, seed) for texts in amounts for seed in seeds]
 study.write(chosen, "forgetting", figures)
