@@ -14,6 +14,9 @@ from utils.presets import Recipe
 from utils.runtime import Stop
 
 
+LOST = ("closed by peer", "reset by peer", "Timed out waiting", "NCCL")  # what gloo and NCCL say of one another
+
+
 class Guard(TrainerCallback):
     """Ends a run that cannot learn, and says why."""
 
@@ -64,6 +67,9 @@ def explained(recipe: Recipe):
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if any(text in str(error) for text in LOST):
+            told = "Another process of this run has ended, or does not answer; its own output says why. Run this again"
+            raise Stop(f"{told}: with checkpoints it goes on from the last one, with as many processes or fewer") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.
