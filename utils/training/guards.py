@@ -13,8 +13,8 @@ from utils.hardware import from_main
 from utils.presets import Recipe
 from utils.runtime import Stop
 
-
-LOST = ("closed by peer", "reset by peer", "Timed out waiting", "NCCL")  # what gloo and NCCL say of one another
+# What gloo and NCCL say when another process does not answer.
+LOST = ("closed by peer", "reset by peer", "Timed out waiting", "NCCL communicator was aborted")
 
 
 class Guard(TrainerCallback):
@@ -68,8 +68,8 @@ def explained(recipe: Recipe):
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if any(text in str(error) for text in LOST):
-            told = "Another process of this run has ended, or does not answer; its own output says why. Run this again"
-            raise Stop(f"{told}: with checkpoints it goes on from the last one, with as many processes or fewer") from None
+            told = "Another process of this run has ended, or does not answer; its own output says why"
+            raise Stop(f"{told}. Run this again: with checkpoints it goes on from the last one") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.

@@ -23,6 +23,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import bitsandbytes as bnb
 import study
 import torch
 from datasets import Dataset
@@ -107,7 +108,11 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         rehearsal.synchronize()
         if not self.held:
+            wrong = [m for m in self.trainer.model_wrapped.modules() if hasattr(m, "quant_state") and elsewhere(m)]
+            for module in wrong:  # block constants that did not come along to the GPU
+                module.quant_state.to(args.device)
             self.held = {"bytes": held(self.trainer.model_wrapped), "allocated_gib": allocated()}
+            self.held["constants_left_behind"] = len(wrong)
         hardware.reset_peak()
         self.began = time.perf_counter()
         if state.global_step == self.way.get("kill") and not hardware.is_main():
@@ -117,6 +122,10 @@ class Watch(TrainerCallback):
         rehearsal.synchronize()
         self.seconds.append(time.perf_counter() - self.began)
         self.peaks.append(hardware.peak())
+
+
+def elsewhere(module) -> bool:
+    return module.quant_state is not None and torch.cuda.is_available() and not module.quant_state.absmax.is_cuda
 
 
 def allocated() -> float:
@@ -170,6 +179,9 @@ def base(shape: str, where, quick: bool):
     for i in range(1, layers):
         model.model.layers.append(copy.deepcopy(model.model.layers[0]))
         model.model.layers[i].self_attn.layer_idx = i
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):  # a copy's weight has constants of its own
+            module.quant_state, module.weight.module = module.weight.quant_state, module
     model.config.num_hidden_layers = layers
     loading.keep_trainable(model)
     return model
@@ -185,15 +197,20 @@ def rows(recipe: Recipe, fast: bool, quick: bool) -> Dataset:
 
 def work(way: dict, quick: bool, result: Path) -> None:
     """One way, in each of its processes; the main one writes what was seen."""
-    hardware_of = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
-        torch.cuda.set_device(hardware_of)
+        torch.cuda.set_device(hardware.device())
     torch.set_num_threads(1 if quick else 8)
     if quick and hardware.sharded():  # accelerate has FSDP for GPUs alone: let it take these CPUs for some
         from accelerate.state import DistributedType, PartialState
 
-        PartialState(cpu=True)
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        made_here = PartialState.__init__
+
+        def as_gpu(self, *args, **kwargs):
+            made_here(self, *args, **kwargs)
+            if self.distributed_type == DistributedType.MULTI_CPU:
+                self.distributed_type, self.device = DistributedType.MULTI_GPU, torch.device("cpu")
+
+        PartialState.__init__ = as_gpu
     if "storage" in way:
         plain, dtype = loading.nf4, getattr(torch, way["storage"])
 
@@ -219,7 +236,6 @@ def work(way: dict, quick: bool, result: Path) -> None:
             presets.PROFILES["pocket"].base,
             device_map="auto",
             quantization_config=loading.nf4(torch.bfloat16),
-            max_memory=None if quick else dict.fromkeys(range(torch.cuda.device_count()), "10MB") | {"cpu": "1GB"},
         )
         recipe = replace(recipe, max_length=32)
     else:
@@ -251,10 +267,6 @@ def work(way: dict, quick: bool, result: Path) -> None:
         shapes = {tuple(p.shape) for n, p in merged.named_parameters() if "gate_proj" in n}
         whole = (model.config.intermediate_size, model.config.hidden_size)
         made["merged"] = f"gate_proj has the shapes {sorted(shapes)}, a whole one {whole}"
-    state = built.accelerator.get_state_dict(built.model) if hardware.sharded() else built.model.state_dict()
-    if hardware.is_main() and not way.get("merge"):
-        adapter = {clean(k): v.detach().float().cpu().contiguous() for k, v in state.items() if "lora_" in k}
-        save_file(adapter, result.with_suffix(".safetensors"))
     everywhere = [None] * processes
     mine = watch.held | {"peak_gib": max(watch.peaks), "peaks_gib": watch.peaks}
     if processes > 1:
@@ -283,17 +295,37 @@ def work(way: dict, quick: bool, result: Path) -> None:
         "accumulation": built.args.gradient_accumulation_steps,
     }
     if hardware.is_main():
-        result.write_text(json.dumps(figures))
+        result.write_text(json.dumps(figures))  # first: what follows may fail
+    if not way.get("merge"):
+        adapter = trained(built.model_wrapped)
+        if hardware.is_main():
+            save_file(adapter, result.with_suffix(".safetensors"))
     hardware.wait_for_all()
     if processes > 1:
         torch.distributed.destroy_process_group()
 
 
+def trained(model) -> dict[str, torch.Tensor]:
+    """The whole adapter, by peft's names, gathered from all cards; every process must call it."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found, units = {}, {n: m for n, m in model.named_modules() if isinstance(m, FullyShardedDataParallel)}
+    for name, unit in units.items():
+        if unit._flat_param is not None and unit._flat_param.requires_grad:
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+                found |= {f"{name}.{n}": p.detach().float().cpu().clone() for n, p in unit.module.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and not units:
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            found[name] = whole.detach().float().cpu().contiguous()
+    return {clean(name): tensor for name, tensor in found.items()}
+
+
 def clean(name: str) -> str:
     """A parameter's name without what the wrappers put into it."""
-    for part in ("module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", ".default"):
+    for part in ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", ".default"):
         name = name.replace(part, "")
-    return name
+    return name.removeprefix("module.")
 
 
 def merge(way: dict, quick: bool, result: Path) -> None:
@@ -342,8 +374,6 @@ def launched(part: str, name: str, way: dict) -> dict:
             str(study.ROOT / "data" / "accelerate" / f"{config}.yaml"),
             "--main_process_port=0",
         ]
-        if chosen.quick:
-            command += ["--cpu"] if config == DDP else []
         command += ["--mixed_precision=no"] if chosen.quick else []
         command += ["--mixed_precision=bf16"] if not chosen.quick and not way.get("t4") else []
     else:
@@ -385,14 +415,14 @@ def main() -> None:
     """All ways of the parts that were asked for; the record after each."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = f"{NAME}_quick" if chosen.quick else NAME
-    try:
-        figures = measurements.read(name, chosen.out)["figures"]
-    except runtime.Stop:
-        figures = {}
+    figures = {}
+    for place in (FOLDER, chosen.out):  # the folder may be new, and what was measured before still there
+        if (place / f"{name}.json").is_file():
+            figures |= measurements.read(name, place)["figures"]
     parts = list(WAYS) if chosen.part == "all" else [*FIRST.get(chosen.part, []), chosen.part]
     for part in parts:
         for way_name, way in WAYS[part].items():
-            if way_name in figures:
+            if way_name in figures or os.environ.get("ONLY", way_name) != way_name:
                 continue
             if way_name == "ddp, goes on with one":  # from what the killed run had left, before two went on
                 way["keep"] = "killed, one"
@@ -404,6 +434,7 @@ def main() -> None:
             step = f"{outcome['step_s']:.3f} s a step" if "step_s" in outcome else f"{outcome['said'][-1:]}"
             print(f"{way_name:28} exit {outcome['exit']}, {outcome['whole_seconds']:.0f} s; {step}", flush=True)
             study.write(chosen, name, figures)
+            shutil.copy(chosen.out / f"{name}.json", FOLDER)
 
 
 chosen = study.options(["all", *WAYS])
