@@ -88,7 +88,7 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
         dtype=dtype,
         quantization_config=nf4(dtype) if four_bit else None,
         # Never "auto", which moves layers to the CPU without a word when an older model still fills the GPU.
-        device_map={"": "cpu" if hardware.sharded() else hardware.device()},  # FSDP moves its share to the GPU
+        device_map={"": hardware.device()},
         attn_implementation="sdpa",
     )
     keep_trainable(model)
@@ -131,7 +131,6 @@ def nf4(dtype, double_quant: bool = True):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype if hardware.sharded() else torch.uint8,  # FSDP leaves out what is no float
     )
 
 
