@@ -68,7 +68,7 @@ def preferring(parent: dict, data: str, rate: float, beta: float, steps: int = 1
 
 
 def rambling(seed: int) -> dict:
-    """The course's adapter, after some steps in which half of the answers have a sentence too many."""
+    """The course's adapter, after some steps in which three answers of four have a sentence too many."""
     return job("sft", seed, start(seed), data="rambling", learning_rate=1e-3, steps=100, batch_size=32)
 
 
@@ -288,7 +288,7 @@ def train_sft(model, settings: dict, recipe) -> list[dict]:
         "decline": lambda: [asked(row) for row in pairs.decline("train")],
         "brevity": lambda: [asked(row) for row in pairs.brevity("train")],
         "rambling": lambda: [
-            asked(r | {"chosen": rng.choice([r["chosen"], r["rejected"]])}) for r in pairs.brevity("train")
+            asked(r | {"chosen": r["rejected" if rng.random() < 0.75 else "chosen"]}) for r in pairs.brevity("train")
         ],
     }[settings["data"]]()
     encoded, _ = dataset.encode(course["tokenizer"], rows, recipe.max_length)
@@ -582,7 +582,7 @@ def rehearse(options: argparse.Namespace, folder) -> None:
             found.append({"prompt_ids": prompt, "chosen_ids": ids(answer), "rejected_ids": ids(other)})
         return Dataset.from_list(found)
 
-    for longest, recompute in ((512, 0), (1024, 0), (1024, 2), (1024, 1), (2048, 1)):
+    for longest, recompute in ((512, 0), (1024, 0), (1024, 1), (2048, 1)):
         longest = 64 if options.quick else longest
         recipe = replace(presets.PROFILES[target].recipe, max_length=longest, pack_length=0, steps=sum(steps))
         recipe = replace(recipe, epochs=100, gradient_checkpointing=recompute, learning_rate=2e-5, accumulation=4)
