@@ -36,7 +36,7 @@ from utils.runtime import ROOT
 SEEDS = (0, 1, 2)
 SFT = [(rate, steps) for steps in (60, 150, 450) for rate in (1e-3, 4e-3)]  # on known and unknown people
 DPO = [(rate, beta, 150) for rate in (1e-4, 3e-4, 1e-3) for beta in (0.05, 0.1, 0.5)]  # after it
-DPO += [(3e-4, 0.1, 450)]
+DPO += [(3e-4, 0.1, 300)]
 BRIEF = [(rate, beta) for rate in (2e-4, 1e-3) for beta in (0.02, 0.1, 0.5)]
 CURVE = [i / 50 for i in range(51)]  # shares of known people declined, at which a curve is recorded
 
@@ -77,7 +77,7 @@ def best(done: dict, candidates: list[dict], score) -> dict | None:
     lines = [done.get(name(candidate)) for candidate in candidates]
     if None in lines:
         return None
-    scores = [score(line) for line in lines]
+    scores = [-1.0 if "failed" in line else score(line) for line in lines]
     return candidates[scores.index(max(scores))]
 
 
@@ -428,8 +428,8 @@ def logistic(x, y, penalty: float):
 # --- the queue, and the records --------------------------------------------------------------------------------------
 
 
-def read(folder) -> dict:
-    """Lines done so far, by the name of their settings; a line cut off by a kill is done again."""
+def read(folder, failed: bool = False) -> dict:
+    """Lines done so far, by the name of their settings, and those that failed; what a kill cut off is done again."""
     done = {}
     if (folder / "lines.jsonl").exists():
         for text in (folder / "lines.jsonl").read_text(encoding="utf-8").splitlines():
@@ -437,53 +437,61 @@ def read(folder) -> dict:
                 line = json.loads(text)
             except ValueError:
                 continue
-            done[name(line["settings"])] = line
+            if failed or "failed" not in line:
+                done[name(line["settings"])] = line
     return done
+
+
+def ready(settings: dict, done: dict) -> bool:
+    """Whether a training can start: what it begins with is there, and has not failed."""
+    parent = settings.get("parent")
+    return not parent or "failed" not in done.get(name(parent), {"failed": "not done"})
 
 
 def trials(options: argparse.Namespace, folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    done, running, took, failed = read(folder), {}, [], set()
+    done, running, took = read(folder), {}, []
     began, spawn = time.monotonic(), multiprocessing.get_context("spawn")
     left = lambda: 60 * options.minutes - (time.monotonic() - began)  # noqa: E731
     pool = ProcessPoolExecutor(options.jobs, spawn, prepare, (options.quick, folder))
     with (folder / "lines.jsonl").open("a", encoding="utf-8") as lines:
         lines.write("\n" if lines.tell() else "")  # behind a line that a kill may have cut off
         while left() > 0:
-            busy = failed | set(running.values()) | set(done)
-            can = [s for s in plan(done) if name(s) not in busy and ("parent" not in s or name(s["parent"]) in done)]
+            busy = {name(settings) for settings in running.values()} | done.keys()
+            can = [s for s in plan(done) if name(s) not in busy and ready(s, done)]
             for settings in can:
                 if len(running) == options.jobs or (took and left() < statistics.median(took)):
                     break
-                running[pool.submit(measure, settings)] = name(settings)
+                running[pool.submit(measure, settings)] = settings
             if not running:
                 break
             ended, _ = wait(running, timeout=max(1, left()), return_when=FIRST_COMPLETED)
             for future in ended:
-                key = running.pop(future)
-                if error := future.exception():  # one may fail, the others go on; the next start tries again
-                    failed.add(key)
-                    print(f"failed: {key}: {error!r}", flush=True)
-                    continue
-                line = future.result()
+                key = name(settings := running.pop(future))
+                if error := future.exception():  # one may fail, the others go on; the next start tries it again
+                    line = {"settings": settings, "failed": repr(error), "seconds": 0.0}
+                    print(f"failed: {error!r}", flush=True)
+                else:
+                    line = future.result()
+                    took.append(line["seconds"])
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
                 done[key] = line
-                took.append(line["seconds"])
                 print(f"{60 * options.minutes - left():5.0f} s  {line['seconds']:4.0f} s  {key[-150:]}", flush=True)
     for process in (pool._processes or {}).values():
         process.kill()
     pool.shutdown(wait=False, cancel_futures=True)
     jobs = plan(done)
-    print(f"done: {sum(name(s) in done for s in jobs)} of {len(jobs)} planned so far; failed: {len(failed)}")
+    failed = sum("failed" in line for line in done.values())
+    print(f"done: {sum(name(s) in done for s in jobs)} of {len(jobs)} planned so far; failed: {failed}")
 
 
 def collect(options: argparse.Namespace, folder) -> None:
     """The records, from the lines, with the hardware and the versions of the trainings."""
     import record
 
-    done = read(folder)
-    machines = {json.dumps([line["hardware"], line["versions"]], sort_keys=True) for line in done.values()}
+    done = read(folder, failed=True)
+    machines = {json.dumps([x["hardware"], x["versions"]], sort_keys=True) for x in done.values() if "failed" not in x}
     hardware, versions = json.loads(sorted(machines)[0])
     if len(machines) > 1:  # the trainings were done in parts
         print(f"note: the lines come from {len(machines)} machines")
@@ -496,8 +504,8 @@ def collect(options: argparse.Namespace, folder) -> None:
         for arm, make in makers.items():
             settings = [make(seed) for seed in SEEDS]
             got = [done.get(name(s)) if s else None for s in settings]
-            if None in got:
-                print(f"missing: {arm}, {got.count(None)} of {len(got)} seeds")
+            if missing := sum(line is None or "failed" in line for line in got):
+                print(f"missing: {arm}, {missing} of {len(got)} seeds")
                 continue
             skip = ("settings", "versions", "hardware", "log")
             found[arm] = {"settings": {k: v for k, v in settings[0].items() if k not in ("seed", "parent")}}
@@ -510,7 +518,8 @@ def collect(options: argparse.Namespace, folder) -> None:
         keys, found = ("learning_rate", "steps", "beta"), []
         for c in candidates:
             if line := done.get(name(c)):
-                found.append({k: c[k] for k in keys if k in c} | {"validation": score(line)})
+                result = {"failed": line["failed"]} if "failed" in line else {"validation": score(line)}
+                found.append({k: c[k] for k in keys if k in c} | result)
         return found
 
     of = {seed: chosen(done, seed) for seed in SEEDS}
@@ -534,7 +543,8 @@ def collect(options: argparse.Namespace, folder) -> None:
     figures["searched"] = searched([preferring(rambling(0), "brevity", *c) for c in BRIEF], brief)
     figures["logs"] = {}  # of every beta and rate: what the two log-probabilities did
     for c in BRIEF:
-        if line := done.get(name(preferring(rambling(0), "brevity", *c))):
+        line = done.get(name(preferring(rambling(0), "brevity", *c)), {})
+        if "log" in line:
             figures["logs"][f"rate {c[0]:g}, beta {c[1]:g}"] = line["log"]
     study.write(options, "preference_brevity", figures)
 
@@ -566,7 +576,7 @@ def rehearse(options: argparse.Namespace, folder) -> None:
         config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 256, 512
         config.num_attention_heads = config.num_key_value_heads = 4
     lengths = measurements.read("speed_real_7b")["figures"]["lengths"]
-    steps, runs = (3, 4 if options.quick else 16), []
+    steps, runs = (1, 2) if options.quick else (3, 16), []
     draw = np.random.default_rng(0)
 
     def ids(count: int) -> list[int]:
@@ -582,10 +592,11 @@ def rehearse(options: argparse.Namespace, folder) -> None:
             found.append({"prompt_ids": prompt, "chosen_ids": ids(answer), "rejected_ids": ids(other)})
         return Dataset.from_list(found)
 
-    for longest, recompute in ((512, 0), (1024, 0), (1024, 1), (2048, 1)):
+    for longest, recompute in ((512, 0), (1024, 0), (1024, 1), (2048, 1))[: 2 if options.quick else None]:
         longest = 64 if options.quick else longest
         recipe = replace(presets.PROFILES[target].recipe, max_length=longest, pack_length=0, steps=sum(steps))
-        recipe = replace(recipe, epochs=100, gradient_checkpointing=recompute, learning_rate=2e-5, accumulation=4)
+        recipe = replace(recipe, epochs=100, gradient_checkpointing=recompute, learning_rate=2e-5)
+        recipe = replace(recipe, accumulation=1 if options.quick else 4)
         hardware.free()
         model = adapters.add(random_model.build(config), recipe)
         held, watch = hardware.reset_peak(), Watch(*steps)
