@@ -129,7 +129,7 @@ def test_exercises_have_solutions(path):
 def test_a_chapter_keeps_the_time_that_it_promises(path):
     """Up to "Going deeper": prose at 200 words a minute, 15 seconds a code cell."""
     cells = load(path).cells
-    end = next((i for i, cell in enumerate(cells) if re.match("#+ Going deeper", cell.source)), len(cells))
+    end = next((i for i, cell in enumerate(cells) if re.search("^#+ Going deeper", cell.source, re.M)), len(cells))
     words = sum(len(cell.source.split()) for cell in cells[:end] if cell.cell_type == "markdown")
     minutes = words / 200 + sum(cell.cell_type == "code" for cell in cells[:end]) / 4
     stated = re.search(r"(\d+) minutes to read", cells[0].source)
