@@ -47,7 +47,7 @@ PLAIN |= {"epochs": 100, "learning_rate": 2e-4, "warmup_steps": 2}
 # The default recipe: packs, nothing recomputed, all levers.
 FAST = {"batch_size": 1, "pack_length": 2048, "max_length": 1024, "optimizer": "paged_adamw_8bit", "steps": 8}
 FAST |= {"epochs": 100, "learning_rate": 2e-4, "warmup_steps": 2}
-ONE, DDP, FSDP2, FSDP1 = "", "two_t4", "two_24gb", "two_24gb_fsdp1"
+DDP, FSDP2, FSDP1, PAGED = "two_t4", "two_24gb", "two_24gb_fsdp1", "paged_adamw_8bit"
 
 WAYS = {  # part: {way: what differs from the plain recipe on one GPU}
     "ddp": {
@@ -88,11 +88,11 @@ WAYS = {  # part: {way: what differs from the plain recipe on one GPU}
     "breaks": {
         "device_map auto": {"config": DDP, "auto": True, "steps": 2},
         "reentrant": {"config": DDP, "steps": 2, "reentrant": True},
-        "paged optimizer, fsdp2": {"config": FSDP2, "steps": 2, "optimizer": "paged_adamw_8bit", "save": 1},
-        "paged optimizer, fsdp1": {"config": FSDP1, "steps": 2, "optimizer": "paged_adamw_8bit", "save": 1},
+        "paged optimizer, fsdp2": {"config": FSDP2, "steps": 2, "optimizer": PAGED, "save": 1, "keep": "paged2"},
+        "paged optimizer, fsdp1": {"config": FSDP1, "steps": 2, "optimizer": PAGED, "save": 1, "keep": "paged1"},
         "merge, fsdp2": {"config": FSDP2, "steps": 2, "merge": True},
         "merge, fsdp1": {"config": FSDP1, "steps": 2, "merge": True},
-        "one float32 adapter in bfloat16": {"config": FSDP2, "steps": 2, "storage": "float32"},
+        "storage float32, fsdp2": {"config": FSDP2, "steps": 2, "storage": "float32"},
     },
     "merge": {"merged": {"after": ["one", "ddp", "fsdp2", "fsdp1"]}},
 }
@@ -241,9 +241,9 @@ def work(way: dict, quick: bool, result: Path) -> None:
     else:
         model = base(way.get("shape", "llama-2-7b"), "cpu" if hardware.sharded() else hardware.device(), quick)
     model = adapters.add(model, recipe)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     made = {"seconds": time.monotonic() - began, "peak_gib": hardware.peak(), "process_gib": hardware.process_peak()}
     saved = Checkpoints(FOLDER / way["keep"], every=way["save"]) if "keep" in way else None
-    saved = saved or (Checkpoints(FOLDER / "broken", every=way["save"]) if "save" in way else None)
     watch, settings = Watch(way), {"logging_steps": 1}
     if way.get("reentrant"):
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
@@ -281,7 +281,7 @@ def work(way: dict, quick: bool, result: Path) -> None:
         "processes": processes,
         "cards": everywhere,
         "losses": [e["loss"] for e in log],
-        "grad_norms": [e["grad_norm"] for e in log],
+        "grad_norms": [e.get("grad_norm") for e in log],
         "steps": [e["step"] for e in log],
         "seconds": seconds,
         "step_s": step_s,
@@ -289,7 +289,7 @@ def work(way: dict, quick: bool, result: Path) -> None:
         "tokens_a_step": tokens,
         "tokens_per_s": tokens / step_s,
         "making": made,
-        "adapter_parameters": sum(p.numel() for n, p in model.named_parameters() if "lora_" in n),
+        "adapter_parameters": parameters,
         "dtype": str(hardware.compute_dtype(hardware.capability())),
         "batch_size": recipe.batch_size,
         "accumulation": built.args.gradient_accumulation_steps,
@@ -356,8 +356,9 @@ def merge(way: dict, quick: bool, result: Path) -> None:
         found["logits_moved_by_the_adapter"] = float((with_adapter - plain).abs().max())
         last = next(reversed([n for n in found if isinstance(found[n], dict)]))
         before = logits(peft)
-        whole = peft.get_base_model().dequantize() if hasattr(peft.get_base_model(), "dequantize") else None
-        merged = peft.merge_and_unload() if whole is not None else peft
+        whole = adapters.add(base("llama-2-7b", hardware.device(), quick).dequantize(), Recipe(**PLAIN, accumulation=2))
+        set_peft_model_state_dict(whole, load_file(FOLDER / f"{last}.safetensors"))
+        merged = whole.eval().merge_and_unload()
         found["merged"] = {"of": last, "largest_logit_difference": float((logits(merged) - before).abs().max())}
     result.write_text(json.dumps(found))
 
@@ -380,7 +381,7 @@ def launched(part: str, name: str, way: dict) -> dict:
         command = [sys.executable]
     rules = {"QLORA_CAPABILITY": "7.5"} if way.get("t4") and not chosen.quick else {}
     environment = {**os.environ, **rules, "WAY": json.dumps(way), "RESULT": str(result), "OMP_NUM_THREADS": "1"}
-    if config == "":
+    if not config:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     began = time.monotonic()
     process = subprocess.Popen(
@@ -424,10 +425,10 @@ def main() -> None:
         for way_name, way in WAYS[part].items():
             if way_name in figures or os.environ.get("ONLY", way_name) != way_name:
                 continue
-            if way_name == "ddp, goes on with one":  # from what the killed run had left, before two went on
-                way["keep"] = "killed, one"
+            if "keep" in way and "goes on" not in way_name:  # what an earlier try has left
+                shutil.rmtree(FOLDER / way["keep"], ignore_errors=True)
             figures[way_name] = launched(part, way_name, way) | {"part": part, "config": way.get("config", "")}
-            if way_name == "ddp, killed" and (FOLDER / "killed").is_dir():
+            if way_name == "ddp, killed" and (FOLDER / "killed").is_dir():  # for one process, before two go on
                 shutil.rmtree(FOLDER / "killed, one", ignore_errors=True)
                 shutil.copytree(FOLDER / "killed", FOLDER / "killed, one")
             outcome = figures[way_name]
