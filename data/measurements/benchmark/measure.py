@@ -161,7 +161,7 @@ def run(
         "losses": [entry["loss"] for entry in log],
         "useful_tokens": np.diff([0, *(entry["num_input_tokens_seen"] for entry in log)]).tolist(),
         "steps": made.state.global_step,
-        "largest_b": max(p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n),
+        "largest_b": max((p.abs().max().item() for n, p in model.named_parameters() if "lora_B" in n), default=None),
         "liger_kernels_seen": middle and all(any(n in k.lower() for k in middle.by_name) for n in kernels.LIGER),
     }
 
