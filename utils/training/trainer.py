@@ -162,7 +162,7 @@ def build(
         checkpoints: `Checkpoints`, where the run is saved; what is there of this run already is not done again.
         callbacks: more of transformers' callbacks.
         fast: pull the levers for a GPU (`levers.pull`). Default: if Triton runs here.
-        settings: fields of SFTConfig that are to differ; `penalty`, a function of the trained weights, joins the loss.
+        settings: fields of SFTConfig that are to differ; `penalty`, of a list of the trained weights, joins the loss.
 
     Raises:
         Stop: nothing to train, no rows, what `loading.check` refuses, or packs that do not say where their rows end.
@@ -254,10 +254,12 @@ def identity(trainer: Whole) -> dict:
     model, tokens = trainer.model, hashlib.sha256()
     for row in trainer.train_dataset:
         tokens.update(json.dumps(row, sort_keys=True).encode())
+    # A penalty is known by what it says of some numbers: functions have no other name that lasts.
+    penalty = {"penalty": float(trainer.penalty([torch.linspace(-1, 1, 21)]))} if trainer.penalty else {}
     return {
         "base": {"name": model.config._name_or_path, "fingerprint": loading.fingerprint(model)},
         "data": {"rows": len(trainer.train_dataset), "tokens": tokens.hexdigest()[:12]},
-        "recipe": asdict(trainer.recipe) | trainer.settings | {"processes": hardware.processes()},
+        "recipe": asdict(trainer.recipe) | trainer.settings | penalty | {"processes": hardware.processes()},
         "versions": versions(),
     }
 

@@ -116,6 +116,18 @@ def test_a_penalty_counts_once_a_step_and_not_on_held_out_rows(base, tokenizer, 
     assert logs[1]["eval_loss"] == pytest.approx(logs[0]["eval_loss"], abs=1e-4)
 
 
+def test_a_run_does_not_go_on_with_another_penalty(base, tokenizer, encoded, tmp_path):
+    def started(strength):
+        model = adapters.add(loading.load_base(base), tiny.RECIPE)
+        saving = {"checkpoints": checkpoints.Checkpoints(tmp_path, every=1), "live": False}
+        penalty = lambda ws: strength * sum((w**2).sum() for w in ws)  # noqa: E731
+        return train(model, tokenizer, encoded, replace(tiny.RECIPE, steps=1), **saving, penalty=penalty)
+
+    assert started(0.1) == started(0.1)  # which had nothing left to do
+    with pytest.raises(runtime.Stop, match="recipe.penalty"):
+        started(0.2)
+
+
 @pytest.fixture(scope="module")
 def trained(base, tokenizer, encoded, tmp_path_factory):
     """One run for all tests that only look at it: the model, the log, what was printed, and the folder it ran in."""
