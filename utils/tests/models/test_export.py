@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils import runtime
@@ -73,11 +74,19 @@ def test_what_cannot_be_merged_says_why_and_leaves_nothing(adapter, base, tmp_pa
     other = tiny.make_base(tmp_path / Path(base).name, seed=1)
     with pytest.raises(runtime.Stop, match="same name, other weights"):
         export.merge(adapter, base=other)
+    with pytest.raises(runtime.Stop, match="was made for base; this base is other"):  # before a download
+        export.merge(adapter, base="owner/other")
     spoiled = Path(shutil.copytree(adapter, tmp_path / "dora"))
     config = json.loads((spoiled / "adapter_config.json").read_text()) | {"use_dora": True}
     (spoiled / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(runtime.Stop, match="has use_dora, which is not merged here"):
         export.merge(spoiled)
+    on_head = {"A": torch.ones(4, 64), "B": torch.ones(384, 4)}
+    more = {f"base_model.model.lm_head.lora_{half}.weight": tensor for half, tensor in on_head.items()}
+    headed = Path(shutil.copytree(adapter, tmp_path / "headed"))
+    save_file(adapters.tensors(adapter) | more, headed / adapters.WEIGHTS)
+    with pytest.raises(runtime.Stop, match="has lm_head, which is not merged here"):
+        export.merge(headed)
     for module, name, have in ((export.shutil, "disk_usage", 10), (export.psutil, "virtual_memory", 10**8)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *_, have=have: type("Free", (), {"free": have, "available": have}))
