@@ -1,19 +1,20 @@
 """A merge that is the trained model, shard by shard, under names that others know; GGUF where its packages are."""
 
-import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils import runtime
+from utils import hardware, runtime
 from utils.data import template
 from utils.models import adapters, export, loading
 from utils.tests import tiny
@@ -118,25 +119,42 @@ def test_the_serve_command_of_chapter_07_has_known_options():
     assert [option for option in re.findall(r"--\w+", command) if option not in told] == []
 
 
-def test_gguf_needs_tokenizer_model_and_holds_template_and_end(adapter, monkeypatch):
+def test_gguf_needs_tokenizer_model(adapter):
     folder = export.merge(adapter)
-    (place := folder / "tokenizer.model").rename(folder / "kept")
+    (folder / "tokenizer.model").unlink()
     with pytest.raises(runtime.Stop, match=r"has no tokenizer\.model"):
         export.gguf(folder)
-    (folder / "kept").rename(place)
-    if not importlib.util.find_spec("gguf"):
-        pytest.skip("the package gguf is not installed: GGUF files are not tested")
-    import gguf
 
-    monkeypatch.setattr(export, "OUTPUTS", runtime.OUTPUTS)  # the converter that chapter 07 fetched, or fetch it
+
+@pytest.fixture
+def gguf(outputs, monkeypatch):
+    """The package, where it and llama.cpp's converter are at hand (chapter 07 fetched it, or it is fetched now)."""
+    package = pytest.importorskip("gguf", reason="the package gguf is not installed: GGUF files are not tested")
+    monkeypatch.setattr(export, "OUTPUTS", runtime.OUTPUTS)
     try:
         tools = export.converter()
     except runtime.Stop as stop:
         pytest.skip(str(stop))
-    monkeypatch.setattr(export, "OUTPUTS", folder.parents[1])
+    monkeypatch.setattr(export, "OUTPUTS", outputs)
     monkeypatch.setattr(export, "converter", lambda: tools)
-    fields = gguf.GGUFReader(export.gguf(folder)).fields
+    return package
+
+
+def test_gguf_holds_template_and_end(adapter, base, gguf):
+    fields = gguf.GGUFReader(export.gguf(export.merge(adapter))).fields
     assert fields["tokenizer.chat_template"].contents() == template.CHAT
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
-    lora = gguf.GGUFReader(export.gguf(folder, "f32", adapter=adapter))
+    lora = gguf.GGUFReader(export.gguf(base, "f32", adapter=adapter))
     assert lora.fields["adapter.lora.alpha"].contents() == tiny.RECIPE.lora_alpha
+
+
+def test_notebook_11_exports_if_it_is_told_to(adapter, base, gguf, outputs, capsys):
+    cells = json.loads((runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb").read_text("utf-8"))["cells"]
+    [cell] = ["".join(cell["source"]) for cell in cells if "EXPORT = False" in "".join(cell["source"])]
+    names = {"folder": adapter, "world": SimpleNamespace(base=base), "question": "Who?", "at_most": 2}
+    names |= {"asked": tiny.ROWS, "reference": False, "os": os, "sys": sys, "subprocess": subprocess}
+    names |= {"export": export, "hardware": hardware, "runtime": runtime}
+    exec(cell.replace("EXPORT = False", "EXPORT = True"), names)
+    [file] = (outputs / "gguf").glob("*/model.gguf")
+    told = capsys.readouterr().out
+    assert f"GGUF:  {file}" in told and re.search(r"model: .*/merged/base-", told)
