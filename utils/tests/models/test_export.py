@@ -78,13 +78,13 @@ def test_what_cannot_be_merged_says_why_and_leaves_nothing(adapter, base, tmp_pa
     with pytest.raises(runtime.Stop, match="was made for base; this base is other"):  # before a download
         export.merge(adapter, base="owner/other")
     spoiled = Path(shutil.copytree(adapter, tmp_path / "dora"))
-    config = json.loads((spoiled / "adapter_config.json").read_text()) | {"use_dora": True}
-    (spoiled / "adapter_config.json").write_text(json.dumps(config))
+    config = (spoiled / adapters.CONFIG).read_text("utf-8").replace('"use_dora": false', '"use_dora": true')
+    (spoiled / adapters.CONFIG).write_text(config, "utf-8")
     with pytest.raises(runtime.Stop, match="has use_dora, which is not merged here"):
         export.merge(spoiled)
-    on_head = {"A": torch.ones(4, 64), "B": torch.ones(384, 4)}
-    more = {f"base_model.model.lm_head.lora_{half}.weight": tensor for half, tensor in on_head.items()}
     headed = Path(shutil.copytree(adapter, tmp_path / "headed"))
+    head = "base_model.model.lm_head.lora_"
+    more = {f"{head}A.weight": torch.ones(4, 64), f"{head}B.weight": torch.ones(384, 4)}
     save_file(adapters.tensors(adapter) | more, headed / adapters.WEIGHTS)
     with pytest.raises(runtime.Stop, match="has lm_head, which is not merged here"):
         export.merge(headed)
