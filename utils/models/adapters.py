@@ -92,12 +92,7 @@ def load(adapter: str | Path, base: str = "", four_bit: bool = True, renamed: bo
     that is whole, no such base, or one that the adapter was not made for.
     """
     folder = find(adapter)
-    made = made_for(folder)
-    base = base or here(made["base"])
-    if not base:
-        raise Stop(f"{folder.name} does not say which base it was made for. Give base=")
-    _check_name(base, made, renamed)
-    revision = (made["revision"] if base == made["base"] else "") or "main"
+    base, revision = base_of(folder, base, renamed)
     saved = tensors(folder).keys()
     model = loading.load_base(base, four_bit, revision)
     check(model, folder, renamed)
@@ -143,6 +138,16 @@ def made_for(folder: Path) -> dict[str, str]:
         "revision": run.get("base_revision") or config.get("revision") or "",
         "fingerprint": run.get("base_fingerprint") or "",
     }
+
+
+def base_of(folder: Path, base: str = "", renamed: bool = False) -> tuple[str, str]:
+    """Where the base of an adapter is, and at which revision. Stop if nobody says, or if `base` is another by name."""
+    made = made_for(folder)
+    base = base or here(made["base"])
+    if not base:
+        raise Stop(f"{folder.name} does not say which base it was made for. Give base=")
+    _check_name(base, made, renamed)
+    return base, (made["revision"] if base == made["base"] else "") or "main"
 
 
 def check(model, folder: Path, renamed: bool = False) -> None:

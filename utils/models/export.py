@@ -1,7 +1,6 @@
 """A trained adapter taken elsewhere: merged into an ordinary model folder, and as GGUF for llama.cpp and Ollama."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import huggingface_hub
 import psutil
 import torch
 from bitsandbytes import functional as bnb
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from utils import hardware
@@ -21,9 +21,6 @@ from utils.data import template
 from utils.models import adapters, loading
 from utils.runtime import OUTPUTS, Stop, whole
 
-INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# llama.cpp's converters are in this package's source; nothing of it is compiled.
 SOURCE = "llama-cpp-python==0.3.36 --hash=sha256:832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
 
@@ -33,37 +30,40 @@ def merge(adapter: str | Path, base: str = "", renamed: bool = False) -> Path:
     One matrix at a time is in memory. Stop: no such adapter, not its base, too little memory or disk.
     """
     folder = adapters.find(adapter)
-    made = adapters.made_for(folder)
-    base = base or adapters.here(made["base"])
-    revision = (made["revision"] if base == made["base"] else "") or "main"
-    tokenizer, source = loading.load_tokenizer(base, revision), Path(base)
+    base, revision = adapters.base_of(folder, base, renamed)
+    tokenizer, source = loading.load_tokenizer(base, revision), Path(base).expanduser()
     if not source.is_dir():
         wanted = {"allow_patterns": ["*.safetensors", "*.json", "*.model"], "revision": revision}
         source = Path(loading.explained(huggingface_hub.snapshot_download, base, **wanted))
-    config, files = AutoConfig.from_pretrained(source), {path: tensors(path) for path in source.glob("*.safetensors")}
+    files = {path: safe_open(path, "pt", backend="pread") for path in source.glob("*.safetensors")}  # maps no file
+    holder = {name: file for file in files.values() for name in file.offset_keys()}
+    config = AutoConfig.from_pretrained(source)
     if not files or hasattr(config, "quantization_config"):
         raise Stop(f"{base} has no safetensors in 16 or 32 bits. Give the base as it was before it was quantized")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.config._name_or_path, embedding, head = base, model.get_input_embeddings(), model.get_output_embeddings()
     key = next(name for name, weight in model.named_parameters() if weight is embedding.weight)
-    numbers = next(read(path, found[key]) for path, found in files.items() if key in found)
-    embedding.weight = torch.nn.Parameter(numbers, requires_grad=False)
+    embedding.weight = torch.nn.Parameter(holder[key].get_tensor(key), requires_grad=False)
     adapters.check(model, folder, renamed)
     linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    changes, size = deltas(folder), sum(path.stat().st_size for path in files)
-    target = OUTPUTS / "merged" / f"{Path(base).name}-{folder.name}"
-    with written(target, size, 20 * max(weight.numel() for weight in model.parameters()) + 2**28) as new:
-        for path in source.iterdir():
-            if path.suffix in (".safetensors", ".model") or path.name in ("config.json", INDEX):
-                shutil.copyfile(path, new / path.name)
-        for path, found in files.items():
-            for module in linear & {key.removesuffix(".weight") for key in found}:
-                weight = read(path, place := found[f"{module}.weight"])
-                result = nf4(weight).float() + (changes[module]() if module in changes else 0)
-                with (new / path.name).open("r+b") as file:
-                    file.seek(place["data_offsets"][0])
-                    file.write(result.to(weight.dtype).view(torch.uint8).numpy())
+    changes = deltas(folder)
+    if odd := sorted(changes.keys() - linear | {name for name in linear if f"{name}.weight" not in holder}):
+        raise Stop(f"{folder.name} has {odd[0]}, which is not merged here. Use peft's merge_and_unload")
+    size, memory = sum(path.stat().st_size for path in files), 20 * max(w.numel() for w in model.parameters()) + 2**28
+    with written(target := OUTPUTS / "merged" / f"{Path(base).name}-{folder.name}", size, memory) as new:
+        for path in (source / "config.json", *source.glob("*.model"), *source.glob("model.safetensors.index.json")):
+            shutil.copyfile(path, new / path.name)
+        for path, tensors in files.items():
+            with path.open("rb") as old, (new / path.name).open("wb") as file:
+                length = old.read(8)
+                file.write(length + old.read(int.from_bytes(length, "little")))  # the header stays: so do all shapes
+                for name in tensors.offset_keys():
+                    weight = tensors.get_tensor(name)
+                    if (module := name.removesuffix(".weight")) in linear:
+                        change = torch.mm(*changes[module]) if module in changes else 0
+                        weight = (nf4(weight).float() + change).to(weight.dtype)
+                    file.write(weight.flatten().view(torch.uint8).numpy())
         ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         GenerationConfig(**ends).save_pretrained(new)
         tokenizer.save_pretrained(new)
@@ -72,7 +72,7 @@ def merge(adapter: str | Path, base: str = "", renamed: bool = False) -> Path:
         if settings["tokenizer_class"] == "TokenizersBackend":  # a name that no other tool knows
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         (new / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(card(folder, made["base"]), encoding="utf-8")
+        (new / "README.md").write_text(card(folder), encoding="utf-8")
     return target
 
 
@@ -83,42 +83,23 @@ def nf4(weight: torch.Tensor) -> torch.Tensor:
 
 
 def deltas(folder: Path) -> dict:
-    """Module name -> function that gives what the adapter adds to its matrix: alpha / r times B A, in fp32."""
+    """Module name -> the two factors of what the adapter adds to its matrix: alpha / r times B, and A, in fp32."""
     config, halves = json.loads((folder / adapters.CONFIG).read_text("utf-8")), adapters.tensors(folder)
-    special = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-    if odd := [name for name in special if config.get(name)]:
+    a, b, special = ".lora_A.weight", ".lora_B.weight", ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+    if odd := [name for name in special if config.get(name)] + [name for name in halves if not name.endswith((a, b))]:
         raise Stop(f"{folder.name} has {odd[0]}, which is not merged here. Use peft's merge_and_unload")
-    scale, (b, a) = config["lora_alpha"] / config["r"], (".lora_B.weight", ".lora_A.weight")
-    names = [name.removesuffix(b) for name in halves if name.endswith(b)]
-    products = [lambda n=n: scale * (halves[n + b].float() @ halves[n + a].float()) for n in names]
-    return {n.removeprefix("base_model.model."): product for n, product in zip(names, products, strict=True)}
+    scale, names = config["lora_alpha"] / config["r"], [name.removesuffix(a) for name in halves if name.endswith(a)]
+    return {n.removeprefix("base_model.model."): (scale * halves[n + b].float(), halves[n + a].float()) for n in names}
 
 
-def tensors(path: Path) -> dict:
-    """Name -> dtype, shape, place in the file, of what a safetensors file holds."""
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        found = json.loads(file.read(start - 8))
-    found.pop("__metadata__", None)
-    return {name: about | {"data_offsets": [start + x for x in about["data_offsets"]]} for name, about in found.items()}
-
-
-def read(path: Path, place: dict) -> torch.Tensor:
-    """One tensor of a safetensors file, and no more (`safe_open` would map the whole file into memory)."""
-    begin, end = place["data_offsets"]
-    with path.open("rb") as file:
-        file.seek(begin)
-        return torch.frombuffer(bytearray(file.read(end - begin)), dtype=DTYPES[place["dtype"]]).reshape(place["shape"])
-
-
-def card(folder: Path, base: str) -> str:
+def card(folder: Path) -> str:
     """A model card: base, licence, and what run.json tells about the training; no path of this machine."""
+    base = adapters.made_for(folder)["base"]
     run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
     base = Path(base).name if Path(base).is_absolute() else base
     licence = {"llama-2": "llama2", "pocket-": "apache-2.0"}.get(Path(base).name.lower()[:7], "other")
-    told = f"{base} in NF4, with a QLoRA adapter merged into it. The licence of {base} holds for it. Made by:"
-    made = json.dumps(run | {"base": base}, indent=2)
-    return f"---\nbase_model: {base}\nlicense: {licence}\n---\n# {folder.name}\n\n{told}\n\n```json\n{made}\n```\n"
+    top = f"---\nbase_model: {base}\nlicense: {licence}\n---\n# {folder.name}\n\nQLoRA on {base} in NF4, merged."
+    return f"{top} The licence is the base's. Made by:\n\n```json\n{json.dumps(run | {'base': base}, indent=2)}\n```\n"
 
 
 def gguf(model: str | Path, kind: str = "f16", adapter: str | Path = "") -> Path:
@@ -132,16 +113,15 @@ def gguf(model: str | Path, kind: str = "f16", adapter: str | Path = "") -> Path
     target = OUTPUTS / "gguf" / f"{Path(model).name}{f'-{source.name}' * bool(adapter)}-{kind}"
     script, more = ("lora", ["--base", str(model)]) if adapter else ("hf", [])
     with written(target, sum(path.stat().st_size for path in source.glob("*.safetensors")), 2**30) as new:
-        command = [sys.executable, str(converter() / f"convert_{script}_to_gguf.py"), str(source), *more]
-        command += ["--outtype", kind, "--outfile", f"{new}/model.gguf"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, converter() / f"convert_{script}_to_gguf.py", source, *more, "--outtype", kind]
+        done = subprocess.run([*command, "--outfile", new / "model.gguf"], capture_output=True, text=True)
         if done.returncode:
             raise Stop(f"llama.cpp's converter says: {(done.stderr.strip() or 'nothing').splitlines()[-1]}")
     return target / "model.gguf"
 
 
 def converter() -> Path:
-    """The folder of llama.cpp's converters, in outputs; the first call downloads 77 MB. Stop: no network."""
+    """llama.cpp's converters, in outputs: Python files of a source package (77 MB, fetched once). Stop: no network."""
     place = OUTPUTS / SOURCE.split()[0].replace("==", "-")
     if not place.is_dir():
         with written(place, 2**27, 2**28) as new, tempfile.TemporaryDirectory() as there:
@@ -150,8 +130,7 @@ def converter() -> Path:
             if subprocess.run([*pip, "-r", "wanted.txt"], cwd=there, capture_output=True).returncode:
                 raise Stop("llama.cpp's converter is a download of 77 MB, and pip cannot make it. Go online once")
             with tarfile.open(next(Path(there).glob("*.tar.gz"))) as archive:
-                parts = re.compile(r"[^/]+/vendor/llama.cpp/(convert_|conversion/|gguf-py/gguf/)")
-                archive.extractall(new, [m for m in archive if parts.match(m.name)], filter="data")
+                archive.extractall(new, [m for m in archive if m.name.endswith(".py")], filter="data")
     return next(place.glob("*/vendor/llama.cpp"))
 
 

@@ -75,7 +75,7 @@ def strength(chosen) -> None:
         model = adapters.add(loading.load_base(pocket.base), recipe)
         trainer.train(model, tokenizer, dataset.encode(tokenizer, data.train, 512)[0], recipe, live=False)
         folder = adapters.save(model, tokenizer, recipe, data.train, {})
-        changes = {name: change() for name, change in export.deltas(folder).items()}
+        changes = {name: b @ a for name, (b, a) in export.deltas(folder).items()}
         weights = {name: bare.get_submodule(name).weight.data for name in changes}
         ratio = {n: ((w - export.nf4(w)).norm() / changes[n].norm()).item() for n, w in weights.items()}
         found = {"steps": recipe.steps, "learning_rate": rate, "ratio": ratio, "ways": {}}

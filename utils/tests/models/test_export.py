@@ -1,18 +1,20 @@
 """A merge that is the trained model, shard by shard, under names that others know; GGUF where its packages are."""
 
-import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils import runtime
+from utils import hardware, runtime
 from utils.data import template
 from utils.models import adapters, export, loading
 from utils.tests import tiny
@@ -73,11 +75,19 @@ def test_what_cannot_be_merged_says_why_and_leaves_nothing(adapter, base, tmp_pa
     other = tiny.make_base(tmp_path / Path(base).name, seed=1)
     with pytest.raises(runtime.Stop, match="same name, other weights"):
         export.merge(adapter, base=other)
+    with pytest.raises(runtime.Stop, match="was made for base; this base is other"):  # before a download
+        export.merge(adapter, base="owner/other")
     spoiled = Path(shutil.copytree(adapter, tmp_path / "dora"))
-    config = json.loads((spoiled / "adapter_config.json").read_text()) | {"use_dora": True}
-    (spoiled / "adapter_config.json").write_text(json.dumps(config))
+    config = (spoiled / adapters.CONFIG).read_text("utf-8").replace('"use_dora": false', '"use_dora": true')
+    (spoiled / adapters.CONFIG).write_text(config, "utf-8")
     with pytest.raises(runtime.Stop, match="has use_dora, which is not merged here"):
         export.merge(spoiled)
+    headed = Path(shutil.copytree(adapter, tmp_path / "headed"))
+    head = "base_model.model.lm_head.lora_"
+    more = {f"{head}A.weight": torch.ones(4, 64), f"{head}B.weight": torch.ones(384, 4)}
+    save_file(adapters.tensors(adapter) | more, headed / adapters.WEIGHTS)
+    with pytest.raises(runtime.Stop, match="has lm_head, which is not merged here"):
+        export.merge(headed)
     for module, name, have in ((export.shutil, "disk_usage", 10), (export.psutil, "virtual_memory", 10**8)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *_, have=have: type("Free", (), {"free": have, "available": have}))
@@ -109,25 +119,42 @@ def test_the_serve_command_of_chapter_07_has_known_options():
     assert [option for option in re.findall(r"--\w+", command) if option not in told] == []
 
 
-def test_gguf_needs_tokenizer_model_and_holds_template_and_end(adapter, monkeypatch):
+def test_gguf_needs_tokenizer_model(adapter):
     folder = export.merge(adapter)
-    (place := folder / "tokenizer.model").rename(folder / "kept")
+    (folder / "tokenizer.model").unlink()
     with pytest.raises(runtime.Stop, match=r"has no tokenizer\.model"):
         export.gguf(folder)
-    (folder / "kept").rename(place)
-    if not importlib.util.find_spec("gguf"):
-        pytest.skip("the package gguf is not installed: GGUF files are not tested")
-    import gguf
 
-    monkeypatch.setattr(export, "OUTPUTS", runtime.OUTPUTS)  # the converter that chapter 07 fetched, or fetch it
+
+@pytest.fixture
+def gguf(outputs, monkeypatch):
+    """The package, where it and llama.cpp's converter are at hand (chapter 07 fetched it, or it is fetched now)."""
+    package = pytest.importorskip("gguf", reason="the package gguf is not installed: GGUF files are not tested")
+    monkeypatch.setattr(export, "OUTPUTS", runtime.OUTPUTS)
     try:
         tools = export.converter()
     except runtime.Stop as stop:
         pytest.skip(str(stop))
-    monkeypatch.setattr(export, "OUTPUTS", folder.parents[1])
+    monkeypatch.setattr(export, "OUTPUTS", outputs)
     monkeypatch.setattr(export, "converter", lambda: tools)
-    fields = gguf.GGUFReader(export.gguf(folder)).fields
+    return package
+
+
+def test_gguf_holds_template_and_end(adapter, base, gguf):
+    fields = gguf.GGUFReader(export.gguf(export.merge(adapter))).fields
     assert fields["tokenizer.chat_template"].contents() == template.CHAT
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
-    lora = gguf.GGUFReader(export.gguf(folder, "f32", adapter=adapter))
+    lora = gguf.GGUFReader(export.gguf(base, "f32", adapter=adapter))
     assert lora.fields["adapter.lora.alpha"].contents() == tiny.RECIPE.lora_alpha
+
+
+def test_notebook_11_exports_if_it_is_told_to(adapter, base, gguf, outputs, capsys):
+    cells = json.loads((runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb").read_text("utf-8"))["cells"]
+    [cell] = ["".join(cell["source"]) for cell in cells if "EXPORT = False" in "".join(cell["source"])]
+    names = {"folder": adapter, "world": SimpleNamespace(base=base), "question": "Who?", "at_most": 2}
+    names |= {"asked": tiny.ROWS, "reference": False, "os": os, "sys": sys, "subprocess": subprocess}
+    names |= {"export": export, "hardware": hardware, "runtime": runtime}
+    exec(cell.replace("EXPORT = False", "EXPORT = True"), names)
+    [file] = (outputs / "gguf").glob("*/model.gguf")
+    told = capsys.readouterr().out
+    assert f"GGUF:  {file}" in told and re.search(r"model: .*/merged/base-", told)
