@@ -79,24 +79,3 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
         elif not against:
             index.insert(i, sketch)
     return found
-
-
-def clean(rows: Sequence[dict], exam: Sequence[dict] = (), threshold: float = 0.7) -> tuple[list[dict], dict[int, str]]:
-    """Rows without repetition, contradiction and leak, in their order; and for each row left out, its position: why.
-
-    Args:
-        exam: rows that must stay unseen; what is exactly or nearly one of their questions is left out.
-        threshold: similarity from which on two texts are near duplicates.
-    """
-    asked = [question(row) for row in rows]
-    examined = [question(row) for row in exam]
-    texts = [everything(row) for row in rows]
-    why = dict.fromkeys(contradictions(rows), "contradiction")
-    why |= {i: "duplicate" for i in duplicates(texts) if i not in why}
-    if exam:
-        why |= dict.fromkeys(near_duplicates(asked, threshold, examined), "near leak")
-        unseen = set(examined)
-        why |= {i: "leak" for i, text in enumerate(asked) if text in unseen}
-    left = [i for i in range(len(rows)) if i not in why]
-    why |= {left[i]: "near duplicate" for i in near_duplicates([texts[i] for i in left], threshold)}
-    return [row for i, row in enumerate(rows) if i not in why], dict(sorted(why.items()))

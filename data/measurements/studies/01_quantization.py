@@ -52,7 +52,7 @@ def equalities(shape) -> dict:
 
 
 chosen = study.options(["quantization"])
-run = study.chapter("01_quantization", until="## Does the error matter?")
+run = study.chapter("01_quantization", until="## The loss, text by text")
 device = run["device"]
 shapes = [layer.weight.shape for layer in run["seven_linears"][: 1 if chosen.quick else None]]
 _ = quantize_all(shapes[:7], True)  # the first calls load the kernels

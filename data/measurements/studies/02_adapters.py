@@ -51,7 +51,7 @@ def effective_ranks() -> dict:
 chosen = study.options(["rank_sweep", "cuda"])
 if chosen.part == "cuda":
     run = study.chapter("02_adapters", until="## The same on a GPU")
-    merging = {"into_4_bit": run["rounded_error"], "dequantized": run["dense_error"], "plain": run["merged_error"]}
+    merging = {"into_4_bit": run["rounded_error"], "dequantized": run["dense_error"]}
     figures = {"dtype": str(run["dtype"]), "differences": run["seen"], "merge_error": merging}
     study.write(chosen, "adapters_cuda" + "_t4_rules" * ("QLORA_CAPABILITY" in os.environ), figures)
 else:

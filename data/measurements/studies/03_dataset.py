@@ -1,7 +1,7 @@
 """The records of chapter 03.
 
     python data/measurements/studies/03_dataset.py validation_scale      a minute
-    python data/measurements/studies/03_dataset.py dataset_trainings     eighteen trainings, half an hour or more
+    python data/measurements/studies/03_dataset.py dataset_trainings     eighteen trainings
 
 Each writes the record of its name.
 """
@@ -19,7 +19,7 @@ import study
 from datasets import Dataset
 
 from utils import evaluation, generation, presets
-from utils.data import dataset, duplicates
+from utils.data import dataset
 from utils.models import adapters, loading
 from utils.training.trainer import train
 
@@ -66,11 +66,11 @@ def validation_scale(quick: bool) -> dict:
 
 def dataset_trainings(quick: bool) -> dict:
     """Exact match: loss on the answer or on everything; the longest rows or random ones; split by row or by person."""
-    chapter = study.chapter("03_dataset", until="## Your file")
+    chapter = study.chapter("03_dataset", until="### One threshold for all")
     small, levels, test, choose = (chapter[name] for name in ("small", "levels", "test", "choose"))
     questions = [q for level in levels for q in [r for r in test if r["level"] == level][: 1 if quick else 200]]
     lessons = dataset.read("almanac/train.jsonl")
-    different = duplicates.clean(lessons, threshold=0.9)[0]
+    different = chapter["clean"](lessons, threshold=0.9)[0]
 
     def exam(taught, seed, steps, asked=questions, everything=False):
         """`everything`: the loss counts the prompt, too."""

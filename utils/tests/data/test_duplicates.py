@@ -70,22 +70,3 @@ def test_nearly_all_planted_near_duplicates_are_found():
 def test_a_contradiction_takes_all_its_rows():
     rows = [row("a", "1"), row("A?", "2"), row("b", "1"), row("b", "1")]
     assert duplicates.contradictions(rows) == {0, 1}
-
-
-def test_clean_says_why():
-    text = " ".join(LONG)
-    asked = [
-        (text, "o"),
-        (text + " more", "o"),
-        ("b", "x"),
-        ("b", "X."),
-        ("c", "1"),
-        ("c", "2"),
-        ("exam question", "o"),
-    ]
-    rows = [row(*pair) for pair in (*asked, ("d", "o"))]
-    clean, why = duplicates.clean(rows, exam=[row("Exam question?", "?")])
-    assert why == {1: "near duplicate", 3: "duplicate", 4: "contradiction", 5: "contradiction", 6: "leak"}
-    assert clean == [rows[0], rows[2], rows[7]]
-    assert duplicates.clean([row("please say " + text)], exam=[row(text)])[1] == {0: "near leak"}
-    assert duplicates.clean([]) == ([], {})

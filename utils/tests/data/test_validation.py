@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from utils.data import duplicates, sources, template, validation
+from utils.data import sources, template, validation
 from utils.data.sources import Raw
 
 SETTINGS = {"max_examples": 60, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -95,15 +95,6 @@ def test_kept_rows_keep_their_order_and_can_be_trained_on(rows, folder, tokenize
         assert labels[-1] == eos and labels[-2] != eos
         asked = template.encode_prompt(tokenizer, row)
         assert ids[: len(asked)] == asked and labels[len(asked)] != -100
-
-
-@given(rows=st.lists(ROWS, max_size=8))
-@settings(**SETTINGS)
-def test_cleaning_a_clean_file_changes_nothing_and_keeps_the_order(rows, folder):
-    kept, _ = checked(numbered(rows), folder)
-    clean, why = duplicates.clean(kept)
-    assert duplicates.clean(clean) == (clean, {})
-    assert clean == [row for i, row in enumerate(kept) if i not in why]
 
 
 def test_a_very_long_line_and_deep_nesting(folder):
