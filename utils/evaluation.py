@@ -85,14 +85,3 @@ def difference(before: Sequence, after: Sequence) -> tuple[float, float, float]:
     """Mean of `after` less mean of `before`, marks of the same questions: (difference, low, high), paired bootstrap."""
     gain = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     return float(gain.mean()), *bootstrap(gain)
-
-
-def mcnemar(before: Sequence, after: Sequence) -> tuple[int, int, float]:
-    """Exact McNemar test (McNemar 1947; the binomial form) of two lists of right (True) and wrong answers.
-
-    Returns:
-        (questions that were lost, questions that were gained, two-sided p-value); p is 1 where nothing changed.
-    """
-    lost = sum(bool(a) and not b for a, b in zip(before, after, strict=True))
-    gained = sum(bool(b) and not a for a, b in zip(before, after, strict=True))
-    return lost, gained, float(binomtest(gained, lost + gained).pvalue) if lost + gained else 1.0

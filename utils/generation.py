@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 
 import torch
 import transformers as t
@@ -132,12 +132,3 @@ def _chooser(model, sampling: Sampling):
         steps.append(t.TopPLogitsWarper(sampling.top_p))
     dice = torch.Generator(model.device).manual_seed(sampling.seed)
     return lambda seen, logits: torch.multinomial(steps(seen, logits).softmax(-1), 1, generator=dice)
-
-
-def side_by_side(model, tokenizer, row: dict, sampling: Sampling | None = None) -> Iterator[tuple[str, str]]:
-    """The base's answer so far and the adapter's, a token of each in turn, from one model in memory."""
-    streams = [stream(model, tokenizer, row, sampling, adapter) for adapter in (False, True)]
-    said = ("", "")
-    for texts in zip_longest(*streams):
-        said = tuple(old if new is None else new for old, new in zip(said, texts, strict=True))
-        yield said

@@ -124,16 +124,9 @@ def test_a_stream_grows_by_whole_letters(model, tokenizer, monkeypatch):
     assert len(texts) == len(ids) and texts[-3:] == ["Ada", "Ada", "Ada ü"]
 
 
-def test_side_by_side_is_what_each_says_alone(model, tokenizer):
-    sampling = Sampling(max_new_tokens=12, temperature=0.8)
-    pairs = list(generation.side_by_side(model, tokenizer, ROW, sampling))
-    alone = [list(generation.stream(model, tokenizer, ROW, sampling, adapter))[-1] for adapter in (False, True)]
-    assert list(pairs[-1]) == alone and alone[0] != alone[1]
-
-
 def test_between_two_tokens_the_adapter_is_on(model, tokenizer):
     ids = torch.tensor([template.encode_prompt(tokenizer, ROW)])
     with torch.no_grad():
         before = model(ids).logits
-        for _ in generation.side_by_side(model, tokenizer, ROW, Sampling(max_new_tokens=2)):
+        for _ in generation.stream(model, tokenizer, ROW, Sampling(max_new_tokens=2), adapter=False):
             assert torch.equal(model(ids).logits, before)

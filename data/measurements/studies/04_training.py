@@ -56,7 +56,7 @@ def from_chapter(beginning: str, name: str, **names):
 def sweep(axis: str) -> dict:
     """Right answers and questions by level, and the held-out loss, for each value of what is changed."""
     data, tokenizer = dataset.load(POCKET), loading.load_tokenizer(POCKET.base)
-    renamed = from_chapter("def", "renamed", almanac=data, dataset=dataset, json=json, random=random)
+    renamed = from_chapter("def", "renamed", data=data, dataset=dataset, json=json, random=random)
     rows = [renamed(row) for row in data.train] if axis.startswith("strangers") else data.train
     some = slice(None, None, 50 if chosen.quick else 1)
     known = [row for row in data.exam if row["level"] == "seen form"]

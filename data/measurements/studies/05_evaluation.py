@@ -22,7 +22,7 @@ if chosen.quick:
     rows = str(dataset.ALMANAC / "validation.jsonl")  # no exam: the held-out rows are the questions
     presets.pick = lambda: replace(pocket, data=rows, recipe=replace(pocket.recipe, steps=3))
     amounts, seeds = (0, 5), range(1)
-run = study.chapter("05_evaluation", until="Now the canary")
+run = study.chapter("05_evaluation", until="### Wilson or bootstrap?")
 run["questions"] = run["data"].exam or run["questions"]  # all of them; the chapter asks every other one
 
 

@@ -1,6 +1,6 @@
 """Adapters: added once, saved whole under the name of what made them, loaded onto their base and refused by any other.
 
-What chapter 06 asserts (a fresh process, other layers, other numbers, another commit) is not asserted again here.
+What chapter 06 asserts (a fresh process) is not asserted again here.
 """
 
 import json
@@ -227,7 +227,7 @@ def test_without_a_run_json_pefts_config_names_the_base(base, folder, never_load
     assert refused(adapters.load, folder, base=base) == "not loaded"
 
 
-# A base that is checked: what chapter 06 does not show.
+# A base that is checked.
 
 
 def test_its_own_base_passes_with_and_without_a_revision(stirred, folder, monkeypatch):
@@ -236,6 +236,18 @@ def test_its_own_base_passes_with_and_without_a_revision(stirred, folder, monkey
     adapters.check(stirred, folder)  # a folder has no revision
     monkeypatch.setattr(stirred.config, "_commit_hash", "a" * 40, raising=False)
     adapters.check(stirred, folder)
+
+
+def test_another_name_other_numbers_and_another_commit_are_refused(stirred, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(stirred.config, "_name_or_path", "another-llama")
+        assert "made for base; this base is another-llama. Load base" in refused(adapters.check, stirred, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "fingerprint", lambda model: "c" * 12)
+        assert "this one has cccccccccccc: same name, other weights. Load" in refused(adapters.check, stirred, folder)
+    edit(folder / "run.json", base_revision="a" * 40)
+    monkeypatch.setattr(stirred.config, "_commit_hash", "b" * 40, raising=False)
+    assert "made for revision aaaaaaaa of base; this is bbbbbbbb" in refused(adapters.check, stirred, folder)
 
 
 @pytest.mark.parametrize(
