@@ -143,6 +143,48 @@ def test_few_outputs_escape_comparison():
     assert sum(bool(ESCAPES.search(c.source)) for path in CHAPTERS for _, c in code_cells(load(path))) <= 9
 
 
+NUMBER = re.compile(
+    r"(?<![\w.,^{])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?!\w|-\w|\.\d|,\d)(?:&nbsp;|\s)*(%|million|billion)?"
+)
+SCALE = {"": 1, "%": 0.01, "million": 1e6, "billion": 1e9}
+NAMED = re.compile(  # formulas, code, links, names, dates, references: numbers that are no claims
+    r"(?s)\$.*?\$|`[^`]*`|\]\([^)]*\)|https?://\S+|[A-Za-z_/]-?#?\d[\w-]*|\b95 %|\b\d+( |-)bits?\b|\d+.minutes to read"
+    r"|(?m:^\W*\d+\.\s)|\b(19\d\d|20[0-2]\d)\b(-\d\d)*|(?i:\b(chapter|notebook|part|section|cell|lever|exercise|seed"
+    r"|appendix|figure)s? \d[\d.]*((,| and| to| or|, and) \d\d?\b)*)"
+)
+
+
+def unfounded(notebook) -> list[str]:
+    """Numbers of the prose that no code, output or exercise's check has; they may be rounded."""
+
+    def numbers(text):
+        found = NUMBER.findall(re.sub(r"(?<=\d)_(?=\d)", "", text))
+        return {(n + d + u, float((n + d).replace(",", "")) * SCALE[u], len(d[1:]), u) for n, d, u in found}
+
+    def stands(value, decimals, unit):
+        half = 0.5001 * SCALE[unit] / 10**decimals  # of the last digit
+        return any(abs(v - value) <= (half if (k > decimals and u == unit) or unit[1:] else 1e-9) for v, k, u in known)
+
+    cells = code_cells(notebook)
+    texts = [c.source for _, c in cells if "source_hidden" not in str(c.metadata) or "check(" in c.source]
+    texts += [text for _, c in cells for text in strings(c.get("outputs", []))]
+    known = {n[1:] for text in texts for n in numbers(text)}
+    prose = "\n".join(NAMED.sub(" ", c.source) for c in notebook.cells if c.cell_type == "markdown")
+    return sorted({n for n, *found in numbers(prose) if not stands(*found)})
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_numbers_in_prose_are_computed_or_have_a_source(path):
+    given = json.loads(Path(__file__).with_name("numbers.json").read_text(encoding="utf-8")).get(path.stem, {})
+    assert set(unfounded(load(path))) <= set(given)
+
+
+def test_a_changed_number_in_prose_is_found():
+    cell = nbformat.v4.new_code_cell("x = 2_048", outputs=[nbformat.v4.new_output("stream", text="12.23 GiB, 7.9 %")])
+    for prose, found in {"2,048, 12.2 GiB, 7.9 %": [], "2,049 and 12.3, 8.1 %": ["12.3", "2,049", "8.1%"]}.items():
+        assert unfounded(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell(prose)])) == found
+
+
 # The checks above are themselves checked: a clean notebook has no problem, each spoiled one has exactly its own.
 
 
