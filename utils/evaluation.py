@@ -65,15 +65,10 @@ def f1(expected: str, said: str) -> float:
 
 
 def bootstrap(values: Sequence, statistic: Callable = np.mean) -> tuple[float, float]:
-    """95 % percentile interval of a statistic (Efron 1979): its spread over samples drawn from `values`.
+    """95 % percentile interval (low, high) of a statistic (Efron 1979): its spread over samples drawn from `values`.
 
-    Args:
-        values: one entry a unit that was sampled (a question, a document), of shape (n,) or (n, columns). What belongs
-            together is drawn together: for a paired difference give both marks of a question in one row.
-        statistic: a function of such an array.
-
-    Returns:
-        (low, high). Where all values are equal, so are both: for shares near 0 or 1 take `interval`.
+    `values` has one entry a unit that was sampled (a question, a document), of shape (n,) or (n, columns): columns are
+    drawn together, such as both marks of a question. Where all are equal, so are low and high: take `interval` then.
     """
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
     drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(2000)]
@@ -90,8 +85,7 @@ def difference(before: Sequence, after: Sequence) -> tuple[float, float, float]:
 def mcnemar(before: Sequence, after: Sequence) -> tuple[int, int, float]:
     """Exact McNemar test (McNemar 1947; the binomial form) of two lists of right (True) and wrong answers.
 
-    Returns:
-        (questions that were lost, questions that were gained, two-sided p-value); p is 1 where nothing changed.
+    Returns (lost, gained, two-sided p-value), of questions; p is 1 where nothing changed.
     """
     lost = sum(bool(a) and not b for a, b in zip(before, after, strict=True))
     gained = sum(bool(b) and not a for a, b in zip(before, after, strict=True))

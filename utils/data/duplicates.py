@@ -57,9 +57,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
     Candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., "Mining of Massive
     Datasets", chapter 3; datasketch does both); `similarity` then decides. So a few that are alike may be missed.
 
-    Args:
-        texts: the first of several that are alike is kept.
-        against: if given, texts are compared with these and not among each other.
+    The first of several that are alike is kept. Texts are compared with those `against` them, if any, not with others.
     """
     from datasketch import MinHash, MinHashLSH
 
@@ -84,9 +82,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
 def clean(rows: Sequence[dict], exam: Sequence[dict] = (), threshold: float = 0.7) -> tuple[list[dict], dict[int, str]]:
     """Rows without repetition, contradiction and leak, in their order; and for each row left out, its position: why.
 
-    Args:
-        exam: rows that must stay unseen; what is exactly or nearly one of their questions is left out.
-        threshold: similarity from which on two texts are near duplicates.
+    What is exactly or nearly a question of `exam` is left out. Near: of a similarity of at least `threshold`.
     """
     asked = [question(row) for row in rows]
     examined = [question(row) for row in exam]

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from utils import hardware
 from utils.data import template
 from utils.models import adapters, loading
-from utils.runtime import OUTPUTS, Stop, whole
+from utils.runtime import OUTPUTS, ROOT, Stop, whole
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -119,6 +119,23 @@ def card(folder: Path, base: str) -> str:
     told = f"{base} in NF4, with a QLoRA adapter merged into it. The licence of {base} holds for it. Made by:"
     made = json.dumps(run | {"base": base}, indent=2)
     return f"---\nbase_model: {base}\nlicense: {licence}\n---\n# {folder.name}\n\n{told}\n\n```json\n{made}\n```\n"
+
+
+def to_send(folder: Path) -> Path:
+    """A copy of an adapter's folder for other people, in outputs/to_send: weights, JSON and tokenizer, no log, no card.
+
+    A base that is a folder here is called by its last name. Stop: a token or a path of this machine is left in a file.
+    """
+    base = adapters.made_for(folder)["base"]
+    name = Path(base).name if Path(base).is_absolute() else base
+    with whole(target := OUTPUTS / "to_send" / folder.name) as new:
+        shutil.copytree(folder, new, ignore=shutil.ignore_patterns("*.csv", "*.md"), dirs_exist_ok=True)
+        for path in new.glob("*.json"):
+            text = path.read_text("utf-8").replace(json.dumps(base), json.dumps(name))
+            if re.search(r"hf_[A-Za-z0-9]{20,}", text) or str(ROOT) in text or f"{Path.home()}/" in text:
+                raise Stop(f"{path.name} holds a token or a path of this machine. Take it out, then send it")
+            path.write_text(text, encoding="utf-8")
+    return target
 
 
 def gguf(model: str | Path, kind: str = "f16", adapter: str | Path = "") -> Path:

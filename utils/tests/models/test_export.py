@@ -47,6 +47,18 @@ def test_the_merged_model_is_the_trained_one(adapter, stirred, base, capsys):
     assert '"exact": 0.5' in card and str(Path(base).parent) not in card
 
 
+def test_what_is_sent_names_no_folder_of_this_machine(adapter, base, tmp_path):
+    sent = export.to_send(adapter)
+    texts = {path.name: path.read_text("utf-8") for path in sent.glob("*.json")}
+    assert not any(base in text for text in texts.values()) and f'"base": "{Path(base).name}"' in texts["run.json"]
+    assert not list(sent.glob("*.csv")) and not list(sent.glob("*.md")) and (sent / adapters.WEIGHTS).is_file()
+    for bad in (f"{Path.home()}/x", "hf_" + "a1" * 12):
+        other = shutil.copytree(adapter, tmp_path / "other", dirs_exist_ok=True)
+        (other / "run.json").write_text(json.dumps({"base": base, "data": bad}))
+        with pytest.raises(runtime.Stop, match=r"run.json holds a token or a path of this machine"):
+            export.to_send(other)
+
+
 def test_shards_are_merged_like_one_file(adapter, base, tmp_path):
     whole = AutoModelForCausalLM.from_pretrained(export.merge(adapter)).state_dict()
     cut = tmp_path / Path(base).name
