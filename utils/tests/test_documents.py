@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 from math import ceil
 
@@ -74,7 +75,8 @@ def test_the_evening_planned_for_a_t4_is_what_notebook_11_plans():
     config, recipe = random_model.config("llama-2-7b"), PROFILES["llama-2-7b"].recipe
     lengths = measurements.read("speed_real_7b")["figures"]["lengths"] * 30
     given = {"plan": fit.on("Tesla T4", 14.5, config, lengths, recipe), "config": config, "recipe": recipe, "fit": fit}
-    given |= {"data": Data([], [{}] * 300), "encoded": {"labels": [[1] * 256]}, "ceil": ceil, "memory": memory}
+    given |= {"data": Data([], [{}] * 300), "encoded": {"labels": [[1] * 256]}, "memory": memory}
+    given |= {"ceil": ceil, "random": random}
     exec(next(cell for cell in cells if cell.startswith("# @title The bill")), given)
     *parts, whole = [[f"{s / 60:.0f}" for s in span] for span in given["bill"].values()]
     assert f"take {' to '.join(whole)} minutes in all" in cells[0]
