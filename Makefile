@@ -1,5 +1,5 @@
 # make run    fine-tune once: notebook 11, headless. DATA=my.csv COLUMNS=instruction=Frage,output=Antwort
-#             BASE=folder-or-hub-name EPOCHS=3 SEED=1
+#             BASE=folder-or-hub-name EPOCHS=3 SEED=1 CHANGE="learning_rate=7e-5, rank=8"
 # make test   all notebooks, outputs compared, and the tests of utils. PYTEST_ARGS="notebooks/00_start_here.ipynb -x"
 # make oldest the same with the oldest versions that requirements.txt allows, in .venv-oldest
 # Both make .venv on first use and install requirements.txt there; PYTHON=python3.12 picks another Python.
@@ -12,7 +12,7 @@ STAMP = $(VENV)/.installed
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # The settings reach the program through the environment: no shell ever splits or reads them.
-export DATA COLUMNS BASE EPOCHS SEED
+export DATA COLUMNS BASE CHANGE EPOCHS SEED
 export CALLED_FROM = $(PWD)
 
 .PHONY: run test oldest

@@ -65,15 +65,10 @@ def f1(expected: str, said: str) -> float:
 
 
 def bootstrap(values: Sequence, statistic: Callable = np.mean) -> tuple[float, float]:
-    """95 % percentile interval of a statistic (Efron 1979): its spread over samples drawn from `values`.
+    """95 % percentile interval (low, high) of a statistic (Efron 1979): its spread over samples drawn from `values`.
 
-    Args:
-        values: one entry a unit that was sampled (a question, a document), of shape (n,) or (n, columns). What belongs
-            together is drawn together: for a paired difference give both marks of a question in one row.
-        statistic: a function of such an array.
-
-    Returns:
-        (low, high). Where all values are equal, so are both: for shares near 0 or 1 take `interval`.
+    `values` has one entry a unit that was sampled (a question, a document), of shape (n,) or (n, columns): columns are
+    drawn together, such as both marks of a question. Where all are equal, so are low and high: take `interval` then.
     """
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
     drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(2000)]

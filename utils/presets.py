@@ -1,7 +1,7 @@
 """The two worlds: which base, which data, which recipe. Nothing else differs between a laptop and a GPU."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from utils.runtime import ROOT, Stop
@@ -16,7 +16,7 @@ class Recipe:
     accumulation: int  # forward passes an optimizer step: it takes batch_size x accumulation rows
     learning_rate: float
     max_length: int  # tokens a row, prompt and completion together
-    optimizer: str  # a name of transformers' OptimizerNames
+    optimizer: str = "adamw_torch"  # a name of transformers' OptimizerNames
     steps: int = 0  # optimizer steps, at most; 0: as many as the epochs take
     pack_length: int = 0  # tokens of a pack, which a forward pass then takes in place of a batch; 0: no packs
     gradient_checkpointing: int = 0  # recompute activations: of no layer, of every one (1), of every n-th (n)
@@ -40,6 +40,21 @@ class Recipe:
         near = round(self.steps * self.batch_size * self.accumulation / max(rows, 1)) or 1
         return replace(self, epochs=epochs or (min(self.epochs, near) if self.steps else self.epochs), steps=0)
 
+    def changed(self, text: str) -> "Recipe":
+        """This recipe with other values: "learning_rate=7e-5, rank=8". Stop if there is no such field or value."""
+        known, found = {field.name: field for field in fields(self)}, {}
+        for change in filter(None, map(str.strip, text.split(","))):
+            name, _, value = (part.strip() for part in change.partition("="))
+            try:
+                found[name] = known[name].type(value)
+                least = 1e-9 if known[name].default is MISSING or name == "rank" else 0
+                if known[name].type is not str and not found[name] >= least:
+                    raise ValueError
+            except (KeyError, ValueError):
+                every = ", ".join(f"{name}={value}" for name, value in asdict(self).items())
+                raise Stop(f"CHANGE: {change!r} names no field of a recipe, or no value for it: {every}") from None
+        return replace(self, **found)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -56,15 +71,7 @@ PROFILES = {
         "pocket",
         base=str(ROOT / "data" / "pocket-llama"),
         data=str(ROOT / "data" / "almanac" / "train.jsonl"),
-        recipe=Recipe(
-            epochs=10,
-            batch_size=32,
-            accumulation=1,
-            learning_rate=4e-3,
-            max_length=512,
-            optimizer="adamw_torch",
-            steps=180,
-        ),
+        recipe=Recipe(epochs=10, batch_size=32, accumulation=1, learning_rate=4e-3, max_length=512, steps=180),
     ),
     "llama-2-7b": Profile(
         "llama-2-7b",

@@ -47,15 +47,11 @@ def read(source: str | Path, columns: dict | None = None) -> list[dict]:
 
 
 def examine(source: str | Path, columns: dict | None = None) -> tuple[Report, list[dict]]:
-    """Read and check a source. Rejected rows, with reasons, go to outputs/data/<name>/.
+    """Read and check a source: a file (seen from here or from data/), a folder of datasets, a Hub name.
 
-    Args:
-        source: a file (seen from here or from the course's data folder), a folder of datasets, or a Hub name.
-        columns: which column is which ({"instruction": "Frage"}), if the names are none of those in data/README.md.
-
-    Raises:
-        Stop: no row can be used (the message names the first problem), the source cannot be read at all, or `columns`
-            has a key that is none of ours.
+    Rejected rows, with reasons, go to outputs/data/<name>/. `columns` says which column is which ({"instruction":
+    "Frage"}), if the names are none of those in data/README.md. Stop: no row can be used (the message names the first
+    problem), the source cannot be read at all, or `columns` has a key that is none of ours.
     """
     if not columns:
         pairs = [pair.split("=", 1) for pair in os.environ.get("QLORA_COLUMNS", "").split(",") if pair.strip()]
@@ -80,11 +76,8 @@ def split(rows: list[dict], by: str | Callable[[dict], object] = "group") -> tup
     """Two parts, shuffled, the second of about a tenth of the rows; rows of one group are in one part.
 
     The second has at most a fifth, whatever the groups. Where each is larger, the smallest is held out, where there is
-    but one, single rows, and of one row none; a line says so.
-
-    Args:
-        by: a column, or a function of a row, with the same value for all rows of a group. A row without a value, and
-            every row if there is no such column, is grouped with those that ask the same question.
+    but one, single rows, and of one row none; a line says so. `by` is a column, or a function of a row, with the same
+    value for all rows of a group. A row without a value is grouped with those that ask the same question.
     """
     groups = defaultdict(list)
     for row in random.Random(0).sample(rows, len(rows)):

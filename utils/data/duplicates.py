@@ -57,9 +57,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, against: Seque
     Candidates come from MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., "Mining of Massive
     Datasets", chapter 3; datasketch does both); `similarity` then decides. So a few that are alike may be missed.
 
-    Args:
-        texts: the first of several that are alike is kept.
-        against: if given, texts are compared with these and not among each other.
+    The first of several that are alike is kept. Texts are compared with those `against` them, if any, not with others.
     """
     from datasketch import MinHash, MinHashLSH
 

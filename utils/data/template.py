@@ -56,14 +56,9 @@ def prompt(row: dict) -> str:
 def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     """Token ids of a training row, and its labels.
 
-    Text is text: a literal "</s>" in a row is not the end-of-sequence token.
-
-    Returns:
-        input_ids: BOS; then for each exchange its question, its answer, EOS.
-        labels: the same ids, with -100 (ignored by the loss) in place of BOS and questions.
-
-    Raises:
-        ValueError: a question's tokens change when the answer follows, so that labels cannot be told apart.
+    input_ids: BOS; then for each exchange its question, its answer, EOS. labels: the same, with -100 (ignored by the
+    loss) in place of BOS and questions. Text is text: a literal "</s>" in a row is not the end-of-sequence token.
+    ValueError: a question's tokens change when the answer follows, so that labels cannot be told apart.
     """
     ids = _bos(tokenizer)
     labels = [-100] * len(ids)

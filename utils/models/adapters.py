@@ -6,6 +6,7 @@ outputs/adapters/<what made it>/    adapter_model.safetensors, adapter_config.js
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -230,3 +231,20 @@ def _json(path: Path) -> dict:
     except ValueError as error:
         raise Stop(f"{path.name} in {path.parent.name} is not JSON ({error}). Copy the adapter again") from None
     return found if isinstance(found, dict) else {}
+
+
+def to_send(folder: Path) -> Path:
+    """A copy of an adapter's folder for other people, in outputs/to_send: weights, JSON and tokenizer, no log, no card.
+
+    A base that is a folder here is called by its last name. Stop: a token or a path of this machine is left in a file.
+    """
+    base = made_for(folder)["base"]
+    name = Path(base).name if Path(base).is_absolute() else base
+    with whole(target := OUTPUTS / "to_send" / folder.name) as new:
+        shutil.copytree(folder, new, ignore=shutil.ignore_patterns("*.csv", "*.md"), dirs_exist_ok=True)
+        for path in new.glob("*.json"):
+            text = path.read_text("utf-8").replace(json.dumps(base), json.dumps(name))
+            if re.search(r"hf_[A-Za-z0-9]{20,}", text) or str(ROOT) in text or f"{Path.home()}/" in text:
+                raise Stop(f"{path.name} holds a token or a path of this machine. Take it out, then send it")
+            path.write_text(text, encoding="utf-8")
+    return target

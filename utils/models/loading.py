@@ -69,15 +69,10 @@ def check(model, tokenizer) -> None:
 
 
 def load_base(base: str, four_bit: bool = True, revision: str = "main"):
-    """The model of `base` on the GPU, or on the CPU without one; linear layers in NF4 with double quantization.
+    """The model of `base`, a folder or a Hub name, on the GPU, or on the CPU without one.
 
-    Args:
-        base: a folder with config.json and safetensors, or a Hub name.
-        four_bit: False loads the weights as they are, in this machine's compute dtype.
-        revision: of a Hub repository: a commit, a tag, a branch.
-
-    Raises:
-        Stop: no such folder, a gated or unknown repository, or no network; the message says what to do.
+    Linear layers are in NF4 with double quantization, or, without `four_bit`, in this machine's compute dtype. Stop
+    says what to do: no such folder, a gated or unknown repository (or commit, tag, branch of it), no network.
     """
     hardware.follow_rules()
     dtype = hardware.compute_dtype(hardware.capability())
@@ -126,12 +121,8 @@ def to_download(base: str, revision: str = "main") -> str:
 
 def nf4(dtype, double_quant: bool = True):
     """transformers' settings for linear layers in NF4 that compute in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double_quant,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double_quant}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **kind)
 
 
 def keep_trainable(model) -> None:

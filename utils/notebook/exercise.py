@@ -5,13 +5,10 @@ from collections.abc import Callable
 
 
 def check(name: str, answer, right, hint: str, strict: bool = False) -> None:
-    """Print whether `answer` is right.
+    """Print whether `answer` (None: not tried yet) is right; beside a wrong one, `hint`: what to look at again.
 
-    Args:
-        answer: the learner's answer; None means not tried yet.
-        right: the expected value (numbers agree to one part in a thousand), or a function that is true for it.
-        hint: what to look at again, shown beside a wrong answer.
-        strict: for solutions notebooks; anything but a right answer is an AssertionError.
+    `right` is the expected value (numbers agree to one part in a thousand), or a function that is true for it. In
+    solutions, which are `strict`, anything but a right answer is an AssertionError.
     """
     if answer is None:
         verdict = "your turn - replace None above"

@@ -3,9 +3,9 @@
     DATA=my.csv BASE=folder-or-hub-name python -m utils.notebook.headless
 
 Settings come from the environment, so that any path survives the shell: DATA (a file of any kind that data/README.md
-names, or a Hub name), COLUMNS (instruction=Frage,output=Antwort), BASE (a folder or a Hub name), EPOCHS and SEED (whole
-numbers). Each replaces the value in the notebook's cell tagged `parameters`. What its cell tagged `summary` prints is
-said at the end.
+names, or a Hub name), COLUMNS (instruction=Frage,output=Antwort), BASE (a folder or a Hub name), CHANGE (fields of
+the recipe: rank=8, learning_rate=7e-5), EPOCHS and SEED (whole numbers). Each replaces the value in the notebook's cell
+tagged `parameters`. What its cell tagged `summary` prints is said at the end.
 """
 
 import logging
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils import runtime
+from utils import presets, runtime
 from utils.data import sources
 from utils.runtime import Stop, shown
 
@@ -25,7 +25,8 @@ NOTEBOOK = runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb"
 def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
     """The settings of an environment, checked before anything is started; paths start from `called_from`.
 
-    Stop if DATA is no file that can be read, BASE neither a folder nor a Hub name, EPOCHS or SEED no whole number.
+    Stop if DATA is no file that can be read, BASE neither a folder nor a Hub name, EPOCHS or SEED no whole number, or
+    CHANGE none of a recipe.
     """
     found = {}
     if data := settings.get("DATA", ""):
@@ -44,7 +45,8 @@ def parameters(settings: Mapping[str, str], called_from: Path) -> dict:
             if not number.isdecimal():
                 raise Stop(f"{name}={number} is not a whole number from 0.")
             found[name] = int(number)
-    return found | ({"COLUMNS": settings["COLUMNS"]} if settings.get("COLUMNS") else {})
+    presets.PROFILES["pocket"].recipe.changed(settings.get("CHANGE", ""))
+    return found | {name: settings[name] for name in ("COLUMNS", "CHANGE") if settings.get(name)}
 
 
 def run(notebook: Path, given: dict, folder: Path) -> list[str]:

@@ -26,6 +26,8 @@ KINDS = (0, 4, 2, 1)  # recompute no layer, every fourth, every second, all
 SHEETS = {"T4": (65, 320), "L4": (121, 300), "4090": (165, 1008), "A100": (312, 1555), "H100": (989, 3350)}
 SHEETS |= {"H200": (989, 4800)}
 MEASURED = "H100"  # whose rates are in a record; other cards are taken to reach the same share of their sheets
+# A time, from and to. Planned times were within 20 % of those measured; a T4 gets warm, and slow.
+SURE, BOLD = (0.8, 1.2), (0.8, 2.5)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Plan:
     peak_gib: float  # planned, of torch's memory
     tokens: int  # that the whole run reads
     steps: int
-    gpu_s: tuple[float, float] | None  # of the whole run, from and to; None if nothing is known of the card
+    epochs: float  # how often each row is read; fewer than the recipe's if its limit of steps comes first
+    gpu_s: tuple[float, float] | None = None  # of the whole run, from and to; None if nothing is known of the card
 
     def __str__(self) -> str:
         recipe, layers = self.recipe, {0: "none", 1: "every layer"}
@@ -50,11 +53,12 @@ class Plan:
             "a pass reads": f"{batch}, rows of up to {recipe.max_length:,} tokens",
             "recomputed": again,
             "planned peak": f"{self.peak_gib:.2f}{of or ' GiB'}",
-            "the run": f"{recipe.epochs} epochs, {self.steps:,} steps, {self.tokens:,} tokens",
+            "the run": f"{self.steps:,} steps, {self.tokens:,} tokens",
+            "rows are read": "once" if self.epochs == 1 else f"{self.epochs:.3g} times",
             "time": "not predicted for this machine; the training says it after its first steps",
         }
         if self.gpu_s:
-            lines["time"] = " to ".join(clock(s) for s in self.gpu_s) + " of GPU time"
+            lines["time"] = " to ".join(map(clock, self.gpu_s)) + " of GPU time"
         return "\n".join(f"{name:13} {text}" for name, text in lines.items())
 
 
@@ -67,22 +71,38 @@ def clock(seconds: float) -> str:
 
 def fit(config, lengths: Sequence[int], recipe: Recipe) -> Plan:
     """The fastest way to train with `recipe` on this machine, on rows of `lengths` tokens. Stops as `choose` does."""
-    tokens = sum(lengths) * recipe.epochs
-    if not torch.cuda.is_available():
-        levers, padded = Levers(liger=False, fused=False, element=4), replace(recipe, max_length=max(lengths))
-        steps = trainer.arguments(recipe, len(lengths), "").max_steps
-        return Plan(recipe, "", 0.0, sum(memory.at_peak(config, padded, levers).values()) / GIB, tokens, steps, None)
-    card, gib = torch.cuda.get_device_name(), hardware.memory()
-    name = next((known for known in SHEETS if known in re.split(r"[\s-]", card)), "")
-    chosen = choose(config, lengths, recipe, gib, rates(name or MEASURED))
+    if torch.cuda.is_available():
+        return on(torch.cuda.get_device_name(), hardware.memory(), config, lengths, recipe)
+    levers, padded = Levers(liger=False, fused=False, element=4), replace(recipe, max_length=max(lengths))
+    peak = sum(memory.at_peak(config, padded, levers).values()) / GIB
+    return Plan(recipe, "", 0.0, peak, *read(lengths, recipe))
+
+
+def on(card: str, gib: float, config, lengths: Sequence[int], recipe: Recipe) -> Plan:
+    """As `fit`, on a GPU of that name with `gib` of memory for a program."""
+    known = rates(name := sheet(card) or MEASURED)
+    chosen = choose(config, lengths, recipe, gib, known)
+    lengths = [n for n in lengths if n <= chosen.max_length]  # longer ones are left out
     found = packs(lengths, chosen)
-    steps = trainer.arguments(chosen, len(lengths), "", packs=len(found) if chosen.pack_length else 0).max_steps
-    part = epoch(config, chosen, found, rates(name or MEASURED))
-    run = chosen.epochs * (sum(part.values()) - part["optimizer"]) + steps * part["optimizer"] / len(found)
-    # Planned times were within 20 % of those measured. By a data sheet alone it is bold: a T4 gets warm, and slow.
-    expected = ((0.8 * run, 1.2 * run) if name == MEASURED else (0.8 * run, 2.5 * run)) if name else None
+    tokens, steps, epochs = read(lengths, chosen, len(found) if chosen.pack_length else 0)
+    part = epoch(config, chosen, found, known)
+    run = epochs * (sum(part.values()) - part["optimizer"]) + steps * part["optimizer"] / len(found)
+    low, high = SURE if name == MEASURED else BOLD
     peak = sum(memory.at_peak(config, chosen).values()) / GIB
-    return Plan(chosen, card, gib, peak, tokens, steps, expected)
+    return Plan(chosen, card, gib, peak, tokens, steps, epochs, (low * run, high * run) if sheet(card) else None)
+
+
+def read(lengths: Sequence[int], recipe: Recipe, packs: int = 0) -> tuple[int, int, float]:
+    """(tokens, steps, passes over the rows) of a run on rows of `lengths`, which may be in `packs`."""
+    limits = recipe, replace(recipe, steps=0)
+    steps, whole = (trainer.arguments(each, len(lengths), "", packs=packs).max_steps for each in limits)
+    epochs = recipe.epochs * steps / whole
+    return round(epochs * sum(lengths)), steps, epochs
+
+
+def sheet(card: str) -> str:
+    """The name in SHEETS of a card, or ""."""
+    return next((known for known in SHEETS if known in re.split(r"[\s-]", card)), "")
 
 
 def rates(card: str) -> dict[str, float]:
@@ -109,9 +129,9 @@ def epoch(config, recipe: Recipe, passes: list[list[int]], rates: dict) -> dict[
 def choose(config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: dict) -> Recipe:
     """The fastest packs (or batches, without `pack_length`) and recomputation that fit into `gib` of GPU memory.
 
-    Rows an optimizer step stay as the recipe has them. Packs are at most as long as the recipe says, and no shorter
-    than the longest row; batches are as long as that, in steps of 64. `max_length` is halved only if nothing else fits:
-    longer rows are then left out.
+    Rows an optimizer step stay as the recipe has them, and so does a recomputation that it asks for. Packs are at most
+    as long as the recipe says, and no shorter than the longest row; batches are as long as that, in steps of 64.
+    `max_length` is halved only if nothing else fits: longer rows are then left out.
 
     Args:
         rates: see `seconds`; they rank the choices, so those of another GPU serve as well.
@@ -132,7 +152,7 @@ def choose(config, lengths: Sequence[int], recipe: Recipe, gib: float, rates: di
             shapes = [{"batch_size": n, "accumulation": rows // n, "max_length": length} for n in batches]
         for shape in shapes:
             passes = packs(fitting, replace(recipe, **shape)) if fitting else []
-            for kind in KINDS:
+            for kind in (recipe.gradient_checkpointing,) if recipe.gradient_checkpointing else KINDS:
                 tried = replace(recipe, **shape, gradient_checkpointing=kind)
                 peak = sum(memory.at_peak(config, tried).values())
                 if passes and MARGIN * peak + memory.CONTEXT + pages <= gib * GIB:

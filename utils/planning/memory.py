@@ -9,6 +9,9 @@ the tests of this module.
 from dataclasses import dataclass
 from math import ceil
 
+import torch
+
+from utils import hardware
 from utils.presets import Recipe
 
 WORKSPACE = 64 * 2**20  # cuBLAS, as torch asks for on an H100; a T4 takes less
@@ -28,6 +31,12 @@ class Levers:
 
 
 OURS = Levers()
+
+
+def ours(config) -> Levers:
+    """What `trainer.build` pulls for such a base: Liger's kernels are for Llama alone, and all of it is for Triton."""
+    triton = hardware.has_triton() or not torch.cuda.is_available()  # without a GPU the plan is for another machine
+    return Levers(liger=triton and config.model_type == "llama", fused=triton)
 
 
 def shapes(config) -> dict[str, tuple[int, int]]:
@@ -82,13 +91,13 @@ def optimizer(sizes: list[int], name: str) -> dict[str, int]:
     return {"optimizer": kept, "optimizer, paged": paged}
 
 
-def saved(config, rank: int, tokens: int, levers: Levers = OURS) -> int:
+def saved(config, rank: int, tokens: int, levers: Levers | None = None) -> int:
     """Bytes that one decoder layer keeps for its backward pass, its own input among them.
 
     `tokens` are those of one forward pass: batch times length, padding included.
     """
-    element = levers.element
-    sizes = shapes(config)
+    levers = levers or ours(config)
+    element, sizes = levers.element, shapes(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     (queries, _), (keys, _) = sizes["q_proj"], sizes["k_proj"]
     wide = 4 if levers.upcast else element
@@ -111,13 +120,14 @@ def recomputed(recompute: int, layer: int) -> bool:
     return recompute > 0 and layer % recompute == 0
 
 
-def at_peak(config, recipe: Recipe, levers: Levers = OURS, offload: bool = False) -> dict[str, int]:
+def at_peak(config, recipe: Recipe, levers: Levers | None = None, offload: bool = False) -> dict[str, int]:
     """Bytes by kind at the moment of the peak of a step; their sum is torch's peak, without what lies in pages.
 
     The backward pass is walked from the last layer to the first: what layers kept becomes less, gradients become more,
     and the layer at work holds what it computed again, one weight in `element` bytes, and two gradients. With `offload`
     every layer is recomputed, and what it needs for that, its input, goes to the host meanwhile.
     """
+    levers = levers or ours(config)
     recompute, element = 1 if offload else recipe.gradient_checkpointing, levers.element
     layers, tokens = config.num_hidden_layers, recipe.tokens
     wide = 4 if levers.upcast else element

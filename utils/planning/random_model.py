@@ -31,13 +31,8 @@ def config(target: str):
 def build(config, four_bit: bool = True, double_quant: bool = True, device=None, dtype=None):
     """A random model as `loading.load_base` would give it: same modules, dtypes and bytes, other numbers.
 
-    One layer at a time is drawn and quantized, so the peak is the 4-bit model and one matrix in 16 bits.
-
-    Args:
-        config: a transformers configuration (Llama or one built like it: linear layers, norms, embeddings).
-        four_bit: linear layers in NF4; False keeps them in `dtype`.
-        double_quant: absmax in 8 bits with a second level; False keeps them in fp32.
-        device, dtype: default to the GPU if there is one, and to this machine's compute dtype.
+    `config` is Llama's or one like it (linear layers, norms, embeddings); device and dtype are by default this
+    machine's. One layer at a time is drawn and quantized, so the peak is the 4-bit model and one matrix in 16 bits.
     """
     hardware.follow_rules()
     device = torch.device(device or hardware.device())

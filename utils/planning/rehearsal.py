@@ -1,8 +1,4 @@
-"""A training run rehearsed: the same trainer on a model of the target's shape with random weights, for a few steps.
-
-Nothing is downloaded but a target's configuration and tokenizer, and for the names of `random_model.SHAPES` not even
-these.
-"""
+"""A training run rehearsed for a few steps on random weights of the target's shape; no weights are downloaded."""
 
 import time
 from collections.abc import Sequence

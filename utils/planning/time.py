@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.planning import memory
-from utils.planning.memory import OURS, Levers
+from utils.planning.memory import Levers
 from utils.presets import Recipe
 
 ADAM = 6e-6  # seconds of bitsandbytes' 8-bit Adam for one adapter matrix on an H100: too small to fill the GPU
@@ -19,30 +19,25 @@ def flop(config, rank: int, length: int) -> dict[str, int]:
     Attention counts every pair of positions, as torch's counter does; kernels that know the causal mask do half.
     """
     sizes, layers = memory.shapes(config), config.num_hidden_layers
-    base = 2 * length * layers * sum(outputs * inputs for outputs, inputs in sizes.values())
-    adapters = 2 * length * layers * rank * sum(map(sum, sizes.values()))
-    head = 2 * length * config.hidden_size * config.vocab_size
-    attention = 4 * length**2 * layers * sizes["q_proj"][0]
-    return {
-        "base": base,
-        "base, backward": base,
-        "adapters": adapters,
-        "adapters, backward": 2 * adapters,
-        "head": head,
-        "head, backward": head,
-        "attention": attention,
-        "attention, backward": 2 * attention,
+    forward = {
+        "base": 2 * length * layers * sum(outputs * inputs for outputs, inputs in sizes.values()),
+        "adapters": 2 * length * layers * rank * sum(map(sum, sizes.values())),
+        "head": 2 * length * config.hidden_size * config.vocab_size,
+        "attention": 4 * length**2 * layers * sizes["q_proj"][0],
     }
+    trained = ("adapters", "attention")  # of attention both factors have gradients
+    ways = (("", 1), (", backward", 2))
+    return {p + way: n * (times if p in trained else 1) for p, n in forward.items() for way, times in ways}
 
 
-def seconds(config, recipe: Recipe, rates: dict, levers: Levers = OURS, rows: Sequence[int] = ()) -> dict[str, float]:
-    """GPU seconds of a step of one forward and backward pass. With accumulation all but "optimizer" is taken so often.
+def seconds(config, recipe: Recipe, rates: dict, levers: Levers | None = None, rows: Sequence[int] = ()) -> dict:
+    """GPU seconds by part of a step of one forward and backward pass; accumulation repeats all but "optimizer".
 
     Args:
         rates: the figures of the benchmark's `rates` (data/measurements/benchmark), of the GPU in question.
         rows: lengths of the rows of the pass, which attend each by itself. Default: `batch_size` of `max_length`.
     """
-    layers, tokens = config.num_hidden_layers, recipe.tokens
+    levers, layers, tokens = levers or memory.ours(config), config.num_hidden_layers, recipe.tokens
     again = sum(memory.recomputed(recipe.gradient_checkpointing, i) for i in range(layers)) / layers
     work = flop(config, recipe.rank, tokens)
     products = work["base"] * (2 + again) + 2 * work["head"]

@@ -31,7 +31,7 @@ MAY = {
     "notebook.exercise": set(),
     "notebook.measurements": {"runtime"},
     "notebook.upload": set(),
-    "notebook.headless": {"runtime", "data"},
+    "notebook.headless": {"runtime", "presets", "data"},
 }
 
 

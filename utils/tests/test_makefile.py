@@ -13,7 +13,7 @@ from utils import runtime
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-SETTINGS = ("DATA", "COLUMNS", "BASE", "EPOCHS", "SEED")
+SETTINGS = ("DATA", "COLUMNS", "BASE", "CHANGE", "EPOCHS", "SEED")
 
 
 def make(*arguments: str, cwd: Path = runtime.ROOT) -> subprocess.CompletedProcess:
@@ -37,7 +37,7 @@ def python_with(path: Path, change: str) -> Path:
 @pytest.fixture
 def installed(tmp_path) -> str:
     """VENV=... of an environment that looks installed and whose python prints what it was given."""
-    shown = '#!/bin/sh\necho "$@"\necho "[$DATA] [$COLUMNS] [$BASE] [$EPOCHS] [$SEED] [$CALLED_FROM]"\n'
+    shown = '#!/bin/sh\necho "$@"\necho "[$DATA] [$COLUMNS] [$BASE] [$CHANGE] [$EPOCHS] [$SEED] [$CALLED_FROM]"\n'
     program(tmp_path / "venv" / "bin" / "python", shown)
     (tmp_path / "venv" / ".installed").touch()
     return f"VENV={tmp_path / 'venv'}"
@@ -52,13 +52,14 @@ def test_an_installed_environment_is_used_at_once(installed):
 @pytest.mark.parametrize("data", ["rows.jsonl", "my data/the rows.jsonl", 'it\'s "odd"; echo.jsonl'])
 def test_settings_arrive_letter_by_letter(installed, data):
     columns = "instruction=Frage, output=Antwort 1"
-    done = make("run", installed, f"DATA={data}", "BASE=my base", "SEED=3", f"COLUMNS={columns}", "EPOCHS=2")
-    assert done.stdout.splitlines()[1] == f"[{data}] [{columns}] [my base] [2] [3] [{runtime.ROOT}]"
+    more = ("BASE=my base", "SEED=3", f"COLUMNS={columns}", "EPOCHS=2", "CHANGE=rank=8, seed=1")
+    done = make("run", installed, f"DATA={data}", *more)
+    assert done.stdout.splitlines()[1] == f"[{data}] [{columns}] [my base] [rank=8, seed=1] [2] [3] [{runtime.ROOT}]"
 
 
 def test_relative_paths_start_where_make_was_called(installed, tmp_path):
     done = make("-C", str(runtime.ROOT), "run", installed, "DATA=rows.jsonl", cwd=tmp_path)
-    assert f"[rows.jsonl] [] [] [] [] [{tmp_path}]" in done.stdout
+    assert f"[rows.jsonl] [] [] [] [] [] [{tmp_path}]" in done.stdout
 
 
 @pytest.mark.parametrize(("change", "refused"), [("3, 10", True), ("3, 14", True), ("3, 11", False), ("3, 13", False)])

@@ -27,6 +27,16 @@ def test_a_chapters_default_holds_on_a_gpu_too_and_the_environment_overrules_it(
     assert presets.pick("pocket").name == "llama-2-7b"
 
 
+def test_a_recipe_is_changed_by_its_own_names_alone():
+    recipe = presets.PROFILES["llama-2-7b"].recipe
+    assert recipe.changed("") == recipe
+    changed = replace(recipe, learning_rate=7e-5, rank=8, optimizer="adamw_torch", pack_length=0)
+    assert recipe.changed(" learning_rate=7e-5,rank = 8, optimizer=adamw_torch, pack_length=0") == changed
+    for wrong in ("learning_rat=1", "rank", "rank=many", "rank=0", "steps=-1", "learning_rate=nan"):
+        with pytest.raises(runtime.Stop, match=f"CHANGE: '{wrong}' .* epochs=3, .*rank=16"):
+            recipe.changed(f"epochs=2, {wrong}")
+
+
 @pytest.mark.parametrize("by_environment", [True, False])
 def test_an_unknown_profile_lists_the_valid_ones(monkeypatch, by_environment):
     if by_environment:

@@ -22,14 +22,9 @@ ANYWAY = ("base.name", "versions.")  # what may change in a run that goes on, wi
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, the newest `keep` of them.
+    """The checkpoints of one run in a `folder` of its own: one in `every` optimizer steps, the newest `keep` of them.
 
-    Args:
-        folder: of this run alone; made when the first checkpoint is saved.
-        every: optimizer steps between two checkpoints.
-        keep: older ones are deleted.
-        mirror: a second folder, such as one on Google Drive, that gets a copy of each checkpoint. If that fails,
-            training goes on and says so.
+    `mirror` is a second folder, such as one on Drive, for a copy of each. If that fails, training goes on and says so.
     """
 
     def __init__(self, folder: str | Path, every: int = 50, keep: int = 2, mirror: str | Path | None = None):

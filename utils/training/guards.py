@@ -21,7 +21,8 @@ class Guard(TrainerCallback):
         logs = logs or {}
         if "loss" in logs and not isfinite(logs["loss"]):
             told = f"The loss is {logs['loss']} at step {state.global_step}"
-            raise Stop(f"{told}. Lower learning_rate (try a third), and look for empty or very long rows")
+            rate = f"learning_rate={args.learning_rate / 3:.1g}"
+            raise Stop(f"{told}. Look for empty or very long rows; or lower the rate (notebook 11: CHANGE = {rate!r})")
         if logs.get("grad_norm") == 0:
             told = f"The gradient is exactly zero at step {state.global_step}: the adapter is frozen or every label is"
             raise Stop(f"{told} masked. Load an adapter with is_trainable=True, and check that rows have an output")
@@ -34,7 +35,7 @@ class Interrupt(TrainerCallback):
     """
 
     def __init__(self, save: bool):
-        self.save, self.asked, self.before = save, False, None
+        self.save, self.asked, self.before, self.begun = save, False, None, (0, 0)
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # only there does Python take signals
@@ -50,6 +51,9 @@ class Interrupt(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = state.global_step, state.num_input_tokens_seen  # of an earlier part of this run
 
     def on_step_end(self, args, state, control, **kwargs):
         self.asked = from_main(self.asked)  # several processes end after the same step
@@ -68,7 +72,8 @@ def explained(recipe: Recipe):
             raise
         # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.
         traceback.clear_frames(error.__traceback__)
-        raise Stop(f"The memory is full. Lower, in this order: {'; '.join(to_lower(recipe))}") from None
+        told = "The memory is full. Change the recipe (notebook 11: in CHANGE), first what stands first"
+        raise Stop(f"{told}: {'; '.join(to_lower(recipe))}") from None
     except FileNotFoundError as error:
         told = f"{error.filename or error} has vanished while training read it. Is a drive no longer mounted?"
         raise Stop(f"{told} Load the data again, from a local folder, and run this again") from None
@@ -77,13 +82,13 @@ def explained(recipe: Recipe):
 def to_lower(recipe: Recipe) -> list[str]:
     """What to change in a recipe that does not fit into memory, the change that costs least first."""
     batch, passes, pack, longest = recipe.batch_size, recipe.accumulation, recipe.pack_length, recipe.max_length
-    fewer = f"batch_size {batch} to {batch // 2} and accumulation {passes} to {2 * passes}"
+    shorter = f"max_length={longest // 2}" + f", pack_length={longest // 2}" * bool(pack)
     changes = [
-        (pack > longest, f"pack_length {pack} to {max(longest, pack // 2)} (the same result)"),
-        (batch > 1 and not pack, f"{fewer} (the same result)"),
-        (recipe.gradient_checkpointing != 1, "gradient_checkpointing to 1 (the same result, some 40 % more time)"),
-        ("8bit" not in recipe.optimizer, f"optimizer {recipe.optimizer} to paged_adamw_8bit"),
-        (True, f"max_length {longest} to {longest // 2} (longer rows are left out)"),
-        (recipe.rank > 8, f"rank {recipe.rank} to {recipe.rank // 2}"),
+        (pack > longest, f"pack_length={max(longest, pack // 2)} (about the same result)"),
+        (batch > 1 and not pack, f"batch_size={batch // 2}, accumulation={2 * passes} (the same result)"),
+        (recipe.gradient_checkpointing != 1, "gradient_checkpointing=1 (the same result, some 40 % more time)"),
+        ("8bit" not in recipe.optimizer, "optimizer=paged_adamw_8bit"),
+        (True, f"{shorter} (longer rows are left out)"),
+        (recipe.rank > 8, f"rank={recipe.rank // 2}"),
     ]
     return [text for applies, text in changes if applies]

@@ -18,10 +18,7 @@ NO_ENDS = "This pack does not say where its rows end. Pack with trl's pack_datas
 
 
 def pull(model) -> None:
-    """All that makes a step on a GPU faster and leaves its result as it is: what `trainer.build` does to a model.
-
-    Kernels of Liger are for the Llama architecture; on another the rest is done.
-    """
+    """All that makes a step on a GPU faster and leaves its result as it is; Liger's kernels are for Llama alone."""
     fuse_adapters(model)
     if isinstance(bare(model), LlamaForCausalLM):
         liger(model)

@@ -100,10 +100,8 @@ def packed(encoded, recipe: Recipe):
 def arguments(recipe: Recipe, rows: int, folder: str, save_steps: int = 0, evaluate: bool = False, packs: int = 0):
     """trl's SFTConfig for a recipe on `rows` rows, valid from transformers 5.15 on.
 
-    Args:
-        save_steps: optimizer steps between two checkpoints; 0 for none.
-        evaluate: compute the loss on held-out rows ten times.
-        packs: how many packs the rows are in, if they are. A step takes as many packs as come nearest to its rows.
+    It saves every `save_steps` (0: never); it evaluates ten times. If the rows are in `packs`, a step takes as many as
+    come nearest to its rows.
     """
     dtype = hardware.compute_dtype(hardware.capability())
     batch, passes = recipe.batch_size, recipe.accumulation
@@ -209,14 +207,10 @@ def run(trainer: Whole, live: bool = True) -> list[dict]:
     """Train what `trainer` was built for, in place; a live picture shows the loss unless `live` is False.
 
     The stop button ends the training after the step under way and keeps what has been learned; pressed again, at once.
-    `model.trained_steps` counts the steps that the adapter has had, over all calls.
-
-    Returns:
-        the log: dicts with step, loss, grad_norm, learning_rate, num_input_tokens_seen; and eval_loss, where computed.
-
-    Raises:
-        Stop: rows that cannot be read any more, a loss that is not finite, a gradient of zero, memory or disk full,
-            checkpoints of another run; the message says what to do.
+    `model.trained_steps` counts the steps that the adapter has had, over all calls; `model.session` is (steps, tokens)
+    of this one, without the earlier part of a run that it goes on with. Returns the log: dicts with step, loss,
+    grad_norm, learning_rate, num_input_tokens_seen; and eval_loss, where computed. Stop says what to do: rows are gone,
+    a loss is not finite, a gradient zero, memory or disk full, or checkpoints are another run's.
     """
     model, checkpoints = trainer.model, trainer.checkpoints
     latest, interrupt = None, guards.Interrupt(save=checkpoints is not None)
@@ -238,6 +232,7 @@ def run(trainer: Whole, live: bool = True) -> list[dict]:
         print(f"Stopped by you after {done} steps. The adapter keeps what it has learned.{goes_on}")
     # A checkpoint holds the whole adapter, so the steps of an earlier part of this run are not counted twice.
     model.trained_steps = done if latest else getattr(model, "trained_steps", 0) + done
+    model.session = done - interrupt.begun[0], trainer.state.num_input_tokens_seen - interrupt.begun[1]
     model.eval()
     history = trainer.state.log_history
     evaluated = {entry["step"]: {"eval_loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry}

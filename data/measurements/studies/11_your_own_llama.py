@@ -5,7 +5,8 @@
         python data/measurements/studies/11_your_own_llama.py evening      evening_7b.json
 
 The notebook runs from the first cell to the last as `make run` runs it, with one epoch and a mirror folder. Weights and
-rows are random: memory and time are real, answers and scores are not. No answer ends early, so all have 256 tokens.
+rows are random: memory and time are real, answers and scores are not. Before training no answer ends early, so all have
+256 tokens; after it they do end, so the time of "After" says nothing about longer answers.
 """
 
 import csv

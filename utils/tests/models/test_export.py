@@ -1,7 +1,6 @@
 """A merge that is the trained model, shard by shard, under names that others know; GGUF where its packages are."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils import hardware, runtime
+from utils import runtime
 from utils.data import template
 from utils.models import adapters, export, loading
 from utils.tests import tiny
@@ -47,6 +46,18 @@ def test_the_merged_model_is_the_trained_one(adapter, stirred, base, capsys):
     assert model.generation_config.eos_token_id == 2
     card = (folder / "README.md").read_text("utf-8")
     assert '"exact": 0.5' in card and str(Path(base).parent) not in card
+
+
+def test_what_is_sent_names_no_folder_of_this_machine(adapter, base, tmp_path):
+    sent = adapters.to_send(adapter)
+    texts = {path.name: path.read_text("utf-8") for path in sent.glob("*.json")}
+    assert not any(base in text for text in texts.values()) and f'"base": "{Path(base).name}"' in texts["run.json"]
+    assert not list(sent.glob("*.csv")) and not list(sent.glob("*.md")) and (sent / adapters.WEIGHTS).is_file()
+    for bad in (f"{Path.home()}/x", "hf_" + "a1" * 12):
+        other = shutil.copytree(adapter, tmp_path / "other", dirs_exist_ok=True)
+        (other / "run.json").write_text(json.dumps({"base": base, "data": bad}))
+        with pytest.raises(runtime.Stop, match=r"run.json holds a token or a path of this machine"):
+            adapters.to_send(other)
 
 
 def test_shards_are_merged_like_one_file(adapter, base, tmp_path):
@@ -151,9 +162,7 @@ def test_gguf_holds_template_and_end(adapter, base, gguf):
 def test_notebook_11_exports_if_it_is_told_to(adapter, base, gguf, outputs, capsys):
     cells = json.loads((runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb").read_text("utf-8"))["cells"]
     [cell] = ["".join(cell["source"]) for cell in cells if "EXPORT = False" in "".join(cell["source"])]
-    names = {"folder": adapter, "world": SimpleNamespace(base=base), "question": "Who?", "at_most": 2}
-    names |= {"asked": tiny.ROWS, "reference": False, "os": os, "sys": sys, "subprocess": subprocess}
-    names |= {"export": export, "hardware": hardware, "runtime": runtime}
+    names = {"folder": adapter, "world": SimpleNamespace(base=base), "export": export, "runtime": runtime}
     exec(cell.replace("EXPORT = False", "EXPORT = True"), names)
     [file] = (outputs / "gguf").glob("*/model.gguf")
     told = capsys.readouterr().out

@@ -39,14 +39,15 @@ def rows(tmp_path) -> Path:
 
 def test_nothing_given_keeps_the_notebooks_values(tmp_path):
     assert headless.parameters({}, tmp_path) == {}
-    assert headless.parameters(dict.fromkeys(("DATA", "COLUMNS", "BASE", "EPOCHS", "SEED"), ""), tmp_path) == {}
+    names = ("DATA", "COLUMNS", "BASE", "CHANGE", "EPOCHS", "SEED")
+    assert headless.parameters(dict.fromkeys(names, ""), tmp_path) == {}
 
 
 def test_every_setting_is_one_of_the_notebook():
     cells = nbformat.read(headless.NOTEBOOK, as_version=4).cells
     (tagged,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     names = {"DATA": "gpt2", "BASE": "NousResearch/Llama-2-7b-hf"}  # of the Hub: they stay as they are
-    given = {**names, "COLUMNS": "output=Antwort", "EPOCHS": "2", "SEED": "1"}
+    given = {**names, "COLUMNS": "output=Antwort", "CHANGE": "rank=8", "EPOCHS": "2", "SEED": "1"}
     assert headless.parameters(given, runtime.ROOT) == given | {"EPOCHS": 2, "SEED": 1}
     assert set(given) <= set(re.findall(r"^([A-Z]+) = \S+  # @param", tagged, re.MULTILINE))
 
@@ -70,6 +71,7 @@ def test_relative_paths_start_where_make_was_called(tmp_path, rows, monkeypatch)
         ({"BASE": "a/b/c"}, "BASE=a/b/c is neither a folder"),
         ({"SEED": "-1"}, "SEED=-1 is not a whole number"),
         ({"EPOCHS": "1.5"}, "EPOCHS=1.5 is not a whole number"),
+        ({"CHANGE": "rnak=8"}, "CHANGE: 'rnak=8' "),
     ],
 )
 def test_refused_before_anything_starts(tmp_path, rows, settings, reason, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-import torch
+from transformers import MistralConfig
 
 from utils import hardware
 from utils.notebook import measurements
@@ -50,6 +50,17 @@ def test_packs_for_a_t4_and_for_less():
     assert smaller.pack_length < 2048 or smaller.gradient_checkpointing
     assert smaller.pack_length >= max(LENGTHS)
     assert sum(memory.at_peak(SEVEN_B, smaller).values()) <= 9.7 * hardware.GIB
+    assert choose(SEVEN_B, LENGTHS, replace(RECIPE, gradient_checkpointing=1), 14.5, RATES).gradient_checkpointing == 1
+
+
+def test_a_base_that_gets_no_kernels_of_ligers_is_planned_without_them():
+    """Only Llama gets them (`levers.pull`); a Mistral of the same shape keeps more, and so has shorter packs."""
+    without = memory.Levers(liger=False)
+    plan = fit.on("Tesla T4", 14.5, MistralConfig(), LENGTHS * 30, RECIPE)
+    assert plan.recipe.pack_length < RECIPE.pack_length and plan.peak_gib < hardware.T4_GIB
+    assert plan.peak_gib == sum(memory.at_peak(MistralConfig(), plan.recipe, without).values()) / hardware.GIB
+    assert sum(memory.at_peak(MistralConfig(), RECIPE, without).values()) / hardware.GIB > hardware.T4_GIB
+    assert seconds(MistralConfig(), RECIPE, RATES) == seconds(MistralConfig(), RECIPE, RATES, without)
 
 
 def test_packs_hold_every_row_once():
@@ -59,25 +70,24 @@ def test_packs_hold_every_row_once():
 
 
 @pytest.mark.parametrize("card", ["Tesla T4", "NVIDIA H100 80GB HBM3", "NVIDIA L40S"])
-def test_a_plan_says_what_it_knows(monkeypatch, card):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
-    monkeypatch.setattr(hardware, "memory", lambda: 14.5)
-    monkeypatch.setenv("QLORA_CAPABILITY", "7.5")
-    steps = type("Arguments", (), {"max_steps": 40})
-    monkeypatch.setattr(fit.trainer, "arguments", lambda *_, **__: steps)
-    plan = fit.fit(SEVEN_B, LENGTHS * 30, RECIPE)
+def test_a_plan_says_what_it_knows(card):
+    plan = fit.on(card, 14.5, SEVEN_B, LENGTHS * 30, RECIPE)
     assert plan.recipe == RECIPE and plan.tokens == 3 * 30 * sum(LENGTHS) and 11 < plan.peak_gib < 13
     assert ("not predicted" in str(plan)) == (card == "NVIDIA L40S") == (plan.gpu_s is None)
     if card == "Tesla T4":
-        assert 10 * 60 < plan.gpu_s[0] < plan.gpu_s[1] < 3 * 3600
+        assert 20 * 60 < plan.gpu_s[0] < 25 * 60 and 60 * 60 < plan.gpu_s[1] < 75 * 60
+        part = fit.on(card, 14.5, SEVEN_B, LENGTHS * 30, replace(RECIPE, steps=plan.steps // 3))
+        assert part.epochs == 1 and part.tokens == 30 * sum(LENGTHS)
+        assert part.gpu_s[0] == pytest.approx(plan.gpu_s[0] / 3)
 
 
 def test_a_plan_without_a_gpu():
     pocket = PROFILES["pocket"]
     plan = fit.fit(random_model.config(pocket.base), [20, 50] * 100, pocket.recipe)
     assert plan.recipe == pocket.recipe and plan.steps == 70 and plan.peak_gib < 1
-    assert "no GPU" in str(plan) and "10 epochs, 70 steps, 70,000 tokens" in str(plan)
+    assert "no GPU" in str(plan) and "70 steps, 70,000 tokens\nrows are read 10 times" in str(plan)
+    plan = fit.fit(random_model.config(pocket.base), [20, 50] * 3200, pocket.recipe)  # 180 steps are 0.9 of an epoch
+    assert "180 steps, 201,600 tokens\nrows are read 0.9 times" in str(plan)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (600, "10 min"), (9000, "2.5 h")])

@@ -31,7 +31,7 @@ def test_what_does_not_fit_says_what_to_change(base, tokenizer, monkeypatch):
     monkeypatch.setattr(rehearsal.Watch, "on_step_begin", full)
     seen = rehearsal.rehearse(base, tokenizer, [20], replace(RECIPE, batch_size=4))
     assert not seen.fits
-    assert str(seen).splitlines()[1] == "  1. batch_size 4 to 2 and accumulation 1 to 2 (the same result)"
+    assert str(seen).splitlines()[1] == "  1. batch_size=2, accumulation=2 (the same result)"
 
 
 @pytest.mark.parametrize("reason", ["The loss is nan", ""])

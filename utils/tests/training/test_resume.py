@@ -77,7 +77,9 @@ def run(base: str, folder: str, mirror: str, where: str) -> None:
     adapter = [parameter.tolist() for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
     kept = [[entry.get(key) for key in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")] for entry in log]
     digest = hashlib.sha256(json.dumps(adapter).encode()).hexdigest()
-    print(json.dumps({"adapter": digest, "log": kept, "steps": model.trained_steps}))
+    seen = {entry["step"]: entry["num_input_tokens_seen"] for entry in log}
+    told = {"adapter": digest, "log": kept, "steps": model.trained_steps}
+    print(json.dumps(told | {"session": model.session, "seen": seen}))
 
 
 def forked(base: str, folder: str, mirror: str, where: str) -> list:
@@ -118,7 +120,10 @@ def ended(run: subprocess.CompletedProcess, first_step: int) -> dict:
     """How it ended; it must have begun with this step, for a run that starts again from nothing ends alike."""
     assert (run.returncode, run.stderr) == (0, "")  # a healthy run writes nothing there
     assert next(line for line in run.stdout.splitlines() if line.startswith("step ")).startswith(f"step {first_step} ")
-    return json.loads(run.stdout.splitlines()[-1])
+    found = json.loads(run.stdout.splitlines()[-1])
+    steps, seen = found["steps"], found.pop("seen")
+    assert found.pop("session") == [steps - first_step + 1, seen[str(steps)] - seen.get(str(first_step - 1), 0)]
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_full_memory_is_given_back_though_the_error_is_kept(adapted, tokenizer, 
 
     monkeypatch.setattr(adapted.get_base_model().model, "forward", forward)
     for _ in range(2):
-        with pytest.raises(runtime.Stop, match="The memory is full. Lower, .*batch_size 4 to 2") as kept:
+        with pytest.raises(runtime.Stop, match="memory is full.*CHANGE.* first: batch_size=2, acc") as kept:
             train(adapted, tokenizer, encoded, tiny.RECIPE, live=False)
         assert kept.value and found[-1]() is None
     with pytest.raises(RuntimeError, match="a bug"):
