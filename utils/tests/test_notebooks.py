@@ -140,7 +140,8 @@ def test_a_chapter_keeps_the_time_that_it_promises(path):
 
 
 def test_few_outputs_escape_comparison():
-    assert sum(bool(ESCAPES.search(c.source)) for path in CHAPTERS for _, c in code_cells(load(path))) <= 9
+    cells = [cell for path in CHAPTERS for _, cell in code_cells(load(path))]
+    assert sum(bool(ESCAPES.search(c.source)) or "nbval" in str(c.metadata.get("tags")) for c in cells) <= 6
 
 
 NUMBER = re.compile(
