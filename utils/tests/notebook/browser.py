@@ -8,6 +8,7 @@ The server listens on 127.0.0.1 with a token, on a free port, with all its files
 is left it is ended, with the kernels that it started.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -113,9 +114,13 @@ def excerpt(notebook: Path, folder: Path, shows: str) -> Path:
     first, *others = (cell for cell in copy.cells if cell.cell_type == "code")
     kept, needed = [], set()
     for cell in reversed(others):
-        bound, read = _names(symtable.symtable(cell.source, cell.id, "exec"))
+        bound, read = set(), set()
+        for statement in ast.parse(cell.source).body:
+            its, needs = _names(symtable.symtable(ast.unparse(statement), cell.id, "exec"))
+            read |= needs - bound - (set() if isinstance(statement, ast.Assign) else its)  # model = add(model) reads it
+            bound |= its
         if shows in cell.source or bound & needed:
-            needed = needed - bound | read - bound
+            needed = needed - bound | read
             kept.insert(0, cell)
     copy.cells = [first, *kept]
     for cell in copy.cells:
