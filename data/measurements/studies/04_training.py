@@ -70,7 +70,9 @@ def sweep(axis: str) -> dict:
 
     def habits(model) -> dict:
         """How many of its own rows the model knows by heart, and how often it invents something about nobody."""
-        own = exact(model, [row for row in rows if row["level"] == "seen form"][:: 10 if len(rows) > 640 else 1][some])["seen form"]
+        own = exact(model, [row for row in rows if row["level"] == "seen form"][:: 10 if len(rows) > 640 else 1][some])[
+            "seen form"
+        ]
         kinds, nobody = {row["attribute"] for row in known[:300]}, [renamed(row) for row in known[:300][some]]
         values = {kind: {row["output"] for row in rows if row["attribute"] == kind} for kind in kinds}
         answers = generation.answer(model, tokenizer, nobody)
