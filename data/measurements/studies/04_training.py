@@ -3,7 +3,8 @@
     python data/measurements/studies/04_training.py learning_rate --seed 0      training_learning_rate_seed0.json
 
 The same for length, long, batch, optimizer, known, strangers, strangers_long and strangers_few: each changes one thing,
-trains, and asks the exam; minutes to an hour on two CPU cores. The chapter's loop and the trainer on one instruction set:
+trains, and asks the exam; minutes to an hour on two CPU cores. The chapter's loop and the trainer on one instruction
+set:
 
     ATEN_CPU_CAPABILITY=avx2 python data/measurements/studies/04_training.py drift      training_drift_avx2.json
 

@@ -74,6 +74,7 @@ def _server(root: Path, own: Path) -> Iterator[str]:
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"),
         *(f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}", "--ServerApp.open_browser=False"),
         *(f"--LabApp.user_settings_dir={settings}", f"--LabApp.workspaces_dir={own / 'workspaces'}"),
+        "--LabApp.expose_app_in_browser=True",
         *("--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
     ]
     environment = {**os.environ, **folders, "HOME": str(own), "IPYTHONDIR": str(own / "ipython")}
@@ -149,10 +150,32 @@ def open_notebook(page, path: str) -> None:
 
 
 ENDED = """() => {
-  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
-  const error = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
-  return error ? error.innerText : prompts.every(e => /\\[\\d+\\]/.test(e.innerText)) && 'all'
+  const cells = jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type == 'code')
+  const error = cells.flatMap(cell => cell.model.sharedModel.outputs).find(output => output.output_type == 'error')
+  return error ? error.ename + ': ' + error.evalue : cells.every(cell => cell.model.executionCount) && 'all'
 }"""
+# Words of the text cells in which Markdown, LaTeX or HTML was left as it is written; code and formulas may look so.
+RAW = """() => [...document.querySelectorAll('.jp-RenderedMarkdown')].map(cell => {
+  const copy = cell.cloneNode(true)
+  copy.querySelectorAll('code, pre, mjx-container').forEach(part => part.remove())
+  return copy.textContent
+}).filter(text => /\\*\\*|\\]\\(|\\$|<\\w+>|^#+ /m.test(text))"""
+
+
+def pictures(page, folder: Path, name: str) -> None:
+    """The open notebook from top to bottom, at two widths in two themes: NAME-1100-light-00.png and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page.evaluate("jupyterapp.shell.collapseLeft()")
+    scrolled = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer"
+    for width, theme in ((1100, "Light"), (700, "Light"), (1100, "Dark"), (700, "Dark")):
+        page.set_viewport_size({"width": width, "height": 2000})
+        page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}")
+        page.wait_for_timeout(1500)
+        high, seen = page.eval_on_selector(scrolled, "e => [e.scrollHeight, e.clientHeight]")
+        for i in range(-(-high // seen)):
+            page.eval_on_selector(scrolled, "(e, top) => e.scrollTop = top", i * seen)
+            page.wait_for_timeout(200)
+            page.screenshot(path=folder / f"{name}-{width}-{theme.lower()}-{i:02d}.png")
 
 
 def run_all(page) -> None:
@@ -163,5 +186,5 @@ def run_all(page) -> None:
     """
     for name in ("Run", "Run All Cells"):
         page.get_by_role("menuitem", name=name, exact=True).click()
-    ended = page.wait_for_function(ENDED, timeout=600_000, polling=250).json_value()
+    ended = page.wait_for_function(ENDED, timeout=900_000, polling=250).json_value()
     assert ended == "all", ended

@@ -1,6 +1,6 @@
 """The playground, and the upload of a file, as people meet them: in JupyterLab, in a browser, with the mouse.
 
-Set BROWSER_SCREENSHOTS to a folder to look at what the browser saw.
+Set BROWSER_SCREENSHOTS to a folder to look at what the browser saw; BROWSER_ALL to one, and every notebook is run.
 """
 
 import os
@@ -111,3 +111,20 @@ def test_somebody_uploads_a_file_reads_what_became_of_it_and_asks_in_the_chat_bo
     finally:
         (runtime.OUTPUTS / "uploads" / name).unlink(missing_ok=True)
         shutil.rmtree(runtime.OUTPUTS / "data" / name, ignore_errors=True)
+
+
+@pytest.mark.skipif(
+    "BROWSER_ALL" not in os.environ, reason="every notebook in a browser takes half an hour: BROWSER_ALL"
+)
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOK.parent.glob("*.ipynb")))
+def test_run_all_in_a_browser(name, folder):
+    """From a fresh start: no error, no raw markup, no dead widget; pictures from top to bottom."""
+    folder.mkdir(parents=True)
+    copy = Path(shutil.copy(NOTEBOOK.with_stem(name), folder)).relative_to(runtime.ROOT).as_posix()
+    with browser.lab(runtime.ROOT) as page:
+        browser.open_notebook(page, copy)
+        browser.run_all(page)
+        assert page.evaluate(browser.RAW) == []
+        assert not page.get_by_text("Error displaying widget").count()
+        assert not page.locator(".jp-RenderedLatex .MathJax_Error, mjx-merror").count()
+        browser.pictures(page, Path(os.environ["BROWSER_ALL"]).absolute(), name)
