@@ -13,6 +13,9 @@ from utils.hardware import from_main
 from utils.presets import Recipe
 from utils.runtime import Stop
 
+# What gloo and NCCL say when another process does not answer.
+LOST = ("closed by peer", "reset by peer", "Timed out waiting", "NCCL communicator was aborted")
+
 
 class Guard(TrainerCallback):
     """Ends a run that cannot learn, and says why."""
@@ -68,6 +71,9 @@ def explained(recipe: Recipe):
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if any(text in str(error) for text in LOST):
+            told = "Another process of this run has ended, or does not answer; its own output says why"
+            raise Stop(f"{told}. Run this again: with checkpoints it goes on from the last one") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.
