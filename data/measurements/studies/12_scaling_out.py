@@ -419,6 +419,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = f"{NAME}_quick" if chosen.quick else NAME
     parts = list(WAYS) if chosen.part == "all" else [*FIRST.get(chosen.part, []), chosen.part]
+    chosen.part = "all"  # whose record it is, whichever part adds to it
     for part in parts:
         for way_name, way in WAYS[part].items():
             if way_name in known(name) or way_name not in os.environ.get("ONLY", way_name).split(";"):
