@@ -20,7 +20,7 @@ from pathlib import Path
 
 HOME = "https://github.com/AnshChoudhary/finetuning-Llama2-7b"
 ROOT = Path(__file__).resolve().parents[1]
-OUTPUTS = ROOT / "outputs"
+OUTPUTS = Path(os.environ.get("QLORA_OUTPUTS", ROOT / "outputs")).absolute()  # elsewhere where ROOT is read-only
 
 BOOTSTRAP_CELL = f'''\
 # Every notebook opens with this cell: find the course (in Colab: fetch it), then check this machine.

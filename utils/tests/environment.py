@@ -9,7 +9,7 @@ import os
 
 def hermetic() -> None:
     """Set the variables that decide what runs, and drop what a developer's shell may have set."""
-    for name in [n for n in os.environ if n.startswith("QLORA_")]:
+    for name in [n for n in os.environ if n.startswith("QLORA_") and n != "QLORA_OUTPUTS"]:
         del os.environ[name]
     os.environ.update(
         QLORA_PROFILE="pocket",

@@ -4,9 +4,11 @@ import hashlib
 import json
 import random
 import re
+import runpy
 from math import ceil
 
 import nbformat
+import pytest
 
 from utils import evaluation, runtime
 from utils.data.dataset import Data
@@ -83,6 +85,16 @@ def test_the_evening_planned_for_a_t4_is_what_notebook_11_plans():
     names = ("the download", "the questions before training", "the training")
     told = ", ".join(f"{low} to {high} for {name}" for (low, high), name in zip(parts, names, strict=False))
     assert f"is {' to '.join(whole)} minutes in all: {told}, up to {parts[3][1]} for" in README
+
+
+def test_the_figure_of_the_readme_is_drawn_from_the_records(tmp_path):
+    study = runpy.run_path(str(measurements.FOLDER / "studies" / "readme.py"))
+    study["draw"](tmp_path / "drawn.svg")
+    drawn, shipped = (path.read_text("utf-8") for path in (tmp_path / "drawn.svg", measurements.FOLDER / "readme.svg"))
+    words, points = r">([^<>]+)</text>", r'<use [^>]*x="([\d.]+)" y="([\d.]+)"'
+    assert re.findall(words, drawn) == re.findall(words, shipped)
+    there, here = ([float(n) for pair in re.findall(points, svg) for n in pair] for svg in (shipped, drawn))
+    assert here == pytest.approx(there, abs=3)  # a margin for other fonts
 
 
 def test_every_recorded_seed_meets_the_bounds_of_the_course():

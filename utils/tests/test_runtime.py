@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -295,3 +296,10 @@ def test_a_failed_pip_is_one_line_and_is_tried_again(machine, asked):
     assert runtime.mend(asked) == "pip install failed (ERROR: no network). Check the network, then run this cell again."
     machine.status = 0
     assert runtime.mend(asked) == ""
+
+
+def test_outputs_may_lie_elsewhere(tmp_path):
+    command = [sys.executable, "-c", "from utils.models import adapters; print(adapters.folder_of({}).parent)"]
+    world = {**os.environ, "QLORA_OUTPUTS": str(tmp_path)}
+    said = subprocess.run(command, cwd=runtime.ROOT, env=world, capture_output=True, text=True, timeout=120)
+    assert said.stdout.strip() == str(tmp_path / "adapters"), said.stderr
