@@ -1,5 +1,6 @@
 """What ends a training run early, and says why: a guard on the log, the stop button, and errors explained."""
 
+import re
 import signal
 import threading
 import traceback
@@ -12,9 +13,6 @@ from transformers import TrainerCallback
 from utils.hardware import from_main
 from utils.presets import Recipe
 from utils.runtime import Stop
-
-# What gloo and NCCL say when another process does not answer.
-LOST = ("closed by peer", "reset by peer", "Timed out waiting", "NCCL communicator was aborted")
 
 
 class Guard(TrainerCallback):
@@ -71,7 +69,7 @@ def explained(recipe: Recipe):
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if any(text in str(error) for text in LOST):
+        if re.search("(closed|reset) by peer|Timed out waiting|NCCL communicator was aborted", str(error)):
             told = "Another process of this run has ended, or does not answer; its own output says why"
             raise Stop(f"{told}. Run this again: with checkpoints it goes on from the last one") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):

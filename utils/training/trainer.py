@@ -72,8 +72,7 @@ class Trainer(Whole, SFTTrainer):
         base = loading.bare(model)
         # Other architectures may do more than this between their layers and the loss (Gemma 2 squeezes logits).
         # Autocast, and the sum of several processes' gradients, are in the forward of the wrapped model.
-        whole = not (self.args.fp16 or self.args.bf16 or hardware.sharded())
-        plain = isinstance(base, transformers.LlamaForCausalLM) and whole
+        plain = isinstance(base, transformers.LlamaForCausalLM) and not (self.args.fp16 or self.args.bf16)
         if return_outputs or not plain or model.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:]

@@ -31,6 +31,7 @@ from datasets import Dataset
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import SFTTrainer
 
 from utils import hardware, presets, runtime
 from utils.models import adapters, loading
@@ -212,6 +213,7 @@ def work(way: dict, quick: bool, result: Path) -> None:
                 self.distributed_type, self.device = DistributedType.MULTI_GPU, torch.device("cpu")
 
         PartialState.__init__ = as_gpu
+        trainer.Trainer._loss = SFTTrainer.compute_loss  # ours for CPUs goes around the wrapped model's forward
     if "storage" in way:
         plain, dtype = loading.nf4, getattr(torch, way["storage"])
 
