@@ -51,7 +51,7 @@ def follow_rules() -> None:
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB * GIB / total))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, T4_GIB * GIB / total), device())
 
 
 def memory() -> float:
@@ -83,6 +83,11 @@ def device():
 def processes() -> int:
     """How many processes train together (torchrun, accelerate and notebook_launcher set WORLD_SIZE)."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sharded() -> bool:
+    """Whether the processes share one base, each a part of it: accelerate was started with an FSDP configuration."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def is_main() -> bool:

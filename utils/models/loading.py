@@ -83,7 +83,7 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
         dtype=dtype,
         quantization_config=nf4(dtype) if four_bit else None,
         # Never "auto", which moves layers to the CPU without a word when an older model still fills the GPU.
-        device_map={"": hardware.device()},
+        device_map={"": "cpu" if hardware.sharded() else hardware.device()},  # FSDP moves its share to the GPU
         attn_implementation="sdpa",
     )
     keep_trainable(model)
@@ -122,6 +122,7 @@ def to_download(base: str, revision: str = "main") -> str:
 def nf4(dtype, double_quant: bool = True):
     """transformers' settings for linear layers in NF4 that compute in `dtype`."""
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double_quant}
+    kind["bnb_4bit_quant_storage"] = dtype if hardware.sharded() else torch.uint8  # FSDP leaves out what is no float
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **kind)
 
 

@@ -18,7 +18,7 @@ from utils.hardware import from_main, is_main, wait_for_all
 from utils.runtime import Stop, shown, whole
 
 MANIFEST = "whole.json"
-ANYWAY = ("base.name", "versions.")  # what may change in a run that goes on, with a note
+ANYWAY = ("base.name", "versions.", "split.")  # what may change in a run that goes on, with a note
 
 
 class Checkpoints:

@@ -1,5 +1,6 @@
 """What ends a training run early, and says why: a guard on the log, the stop button, and errors explained."""
 
+import re
 import signal
 import threading
 import traceback
@@ -68,6 +69,9 @@ def explained(recipe: Recipe):
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if re.search("(closed|reset) by peer|Timed out waiting|NCCL communicator was aborted", str(error)):
+            told = "Another process of this run has ended, or does not answer; its own output says why"
+            raise Stop(f"{told}. Run this again: with checkpoints it goes on from the last one") from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         # Jupyter keeps the last error and the tensors in its frames: the next try would find no room.

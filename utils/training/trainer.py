@@ -173,7 +173,7 @@ def build(
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
     loading.check(model, tokenizer)
     rows, packs = len(encoded), packed(encoded, recipe)
-    if hardware.has_triton() if fast is None else fast:
+    if hardware.has_triton() and not hardware.sharded() if fast is None else fast:
         levers.pull(model)
     if recipe.pack_length:
         levers.attend_by_row(model)
@@ -246,7 +246,9 @@ def train(model, tokenizer, encoded, recipe: Recipe, live: bool = True, **more) 
 
 def identity(trainer: Whole) -> dict:
     """What decides the result of a run, for `Checkpoints.claim`."""
-    model, tokens = trainer.model, hashlib.sha256()
+    model, tokens, recipe = trainer.model, hashlib.sha256(), asdict(trainer.recipe)
+    split = {name: recipe.pop(name) for name in ("batch_size", "accumulation")} | {"processes": hardware.processes()}
+    a_step = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * hardware.processes()
     for row in trainer.train_dataset:
         tokens.update(json.dumps(row, sort_keys=True).encode())
     # A penalty is known by what it says of some numbers: functions have no other name that lasts.
@@ -254,7 +256,8 @@ def identity(trainer: Whole) -> dict:
     return {
         "base": {"name": model.config._name_or_path, "fingerprint": loading.fingerprint(model)},
         "data": {"rows": len(trainer.train_dataset), "tokens": tokens.hexdigest()[:12]},
-        "recipe": asdict(trainer.recipe) | trainer.settings | penalty | {"processes": hardware.processes()},
+        "recipe": recipe | trainer.settings | penalty | {"a_step": a_step},  # rows, or packs
+        "split": split,
         "versions": versions(),
     }
 

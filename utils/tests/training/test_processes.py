@@ -79,7 +79,7 @@ def test_they_stop_together_and_go_on_from_one_whole_checkpoint(two):
     assert {path.name for path in (folder / "run").iterdir()} == {"checkpoint-4", "checkpoint-6", "run.json"}
     listed = json.loads((folder / "run" / "checkpoint-6" / "whole.json").read_text())
     assert {"adapter_model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"} <= listed.keys()
-    assert json.loads((folder / "run" / "run.json").read_text())["recipe"]["processes"] == 2
+    assert json.loads((folder / "run" / "run.json").read_text())["split"]["processes"] == 2
 
 
 def test_only_the_main_process_prints(two):

@@ -280,4 +280,4 @@ def test_checkpoints_of_another_run_are_refused(begun, base, tokenizer, encoded,
     other = adapters.add(loading.load_base(tiny.make_base(tmp_path / "other", seed=1)), tiny.RECIPE)
     refused("base.name was .*; base.fingerprint was", model=other)
     monkeypatch.setattr(hardware, "processes", lambda: 2)
-    refused("recipe.processes was 1, is 2")
+    refused("recipe.a_step was 4, is 8")
