@@ -73,9 +73,9 @@ def rambling(seed: int) -> dict:
     return job("sft", seed, start(seed), data="rambling", learning_rate=1e-3, steps=100, batch_size=32)
 
 
-def falling(seed: int) -> dict:
-    """Answers that are alike, a true and a wrong value, no SFT term, a high rate: both may become less likely."""
-    return preferring(start(seed), "truth", 3e-3, 0.05, 60)
+def falling(seed: int, rate: float) -> dict:
+    """Answers that are alike, a true and a wrong value, without an SFT term: both may become less likely."""
+    return preferring(start(seed), "truth", rate, 0.1, 60)
 
 
 def best(done: dict, candidates: list[dict], score) -> dict | None:
@@ -129,7 +129,7 @@ def plan(done: dict) -> list[dict]:
     easy += [preferring(rambling(seed), "length", 1e-3, 0.1) for seed in SEEDS]
     easy += [job("sft", s, rambling(s), data="brevity", learning_rate=1e-3, steps=150, batch_size=32) for s in SEEDS]
     easy += [preferring(rambling(seed), "brevity", 1e-3, beta) for beta in BETAS for seed in SEEDS]
-    easy += [falling(seed) for seed in SEEDS]
+    easy += [falling(seed, rate) for rate in (1e-3, 3e-3) for seed in SEEDS]
     looks = [job("probe", seed, *parent) for seed in SEEDS for parent in ((), (start(seed),))]
     picked = chosen(done)
     if sft := picked.get("sft"):
@@ -567,7 +567,8 @@ def collect(options: argparse.Namespace, folder) -> None:
     makers = {"start": start} | {arm: lambda seed, arm=arm: of[seed].get(arm) for arm in arms}
     makers["dpo"] = lambda seed: preferring(start(seed), "decline", 3e-4, 0.1, sft=0.0)
     makers["dpo and sft"] = lambda seed: preferring(start(seed), "decline", 3e-4, 0.1, sft=1.0)
-    makers["falling"] = falling
+    for rate in (1e-3, 3e-3):
+        makers[f"falling, rate {rate:g}"] = lambda seed, rate=rate: falling(seed, rate)
     makers["probe of the base"] = lambda seed: job("probe", seed)
     makers["probe of the start"] = lambda seed: job("probe", seed, start(seed))
     makers["merged"] = lambda seed: (s := of[seed].get("dpo after sft")) and job("merged", seed, s)
