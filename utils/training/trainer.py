@@ -29,6 +29,7 @@ class Whole:
     recipe: Recipe
     settings: dict  # in which the run differs from what its recipe says
     checkpoints: Checkpoints | None = None
+    penalty = None  # of a list of the trained weights; it joins the loss
 
     def _save_checkpoint(self, model, trial):
         folder = self.args.output_dir
