@@ -79,11 +79,19 @@ restart = ""  # why this kernel must be restarted; restarting forgets it
 class Stop(Exception):
     """An error meant for the learner: one line that says what is wrong, where, and the mend.
 
-    Jupyter, Colab and papermill show the line alone, without a traceback.
+    Jupyter, Colab and papermill show it without a traceback, and below it where appendix 91 says more.
     """
 
     def _render_traceback_(self) -> list[str]:  # the hook that IPython looks for
-        return [f"Stop: {self}"]
+        return [f"Stop: {self}", *(f'More: 91_when_it_breaks, section "{name}"' for name in sections(str(self))[:1])]
+
+
+def sections(message: str) -> list[str]:
+    """Headings of appendix 91 that the table at its top has for a message; none if that notebook is not there."""
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "notebooks").glob("91_*.ipynb")).replace('\\"', '"')
+    table = re.findall(r"\| `(.+?)` \| \[.+?\]\(#(.+?)\) \|", text)
+    hits = [to for words, to in table if re.search(re.escape(words).replace(r"\.\.\.", ".*"), message, re.I | re.S)]
+    return [name for name in re.findall(r'"## (.+?)\\n"', text) if name.replace(" ", "-") in hits]
 
 
 def shown(path: Path) -> str:
@@ -155,10 +163,8 @@ def bootstrap() -> None:
     lacking = unmet(asked, have)
     if missing := [r.name for r in lacking if r.name not in have]:
         wanted = " ".join(f"'{r.name}{r.specifier}'" for r in lacking)
-        raise Stop(
-            f"{', '.join(missing)} not installed in this kernel's Python. Run `make test` once in the course's folder "
-            f"and choose the kernel of its .venv, or: pip install {wanted}"
-        )
+        told = f"{', '.join(missing)} not installed in this kernel's Python. Run `make test` once in the course's"
+        raise Stop(f"{told} folder and choose the kernel of its .venv, or: pip install {wanted}")
     if bad := to_remove(have):
         raise Stop(f"{bad[0]} {have[bad[0]]} breaks peft. Run: pip uninstall -y {bad[0]}")
     quiet()
@@ -177,8 +183,7 @@ def needed(requirements: Path) -> list:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    text = requirements.read_text(encoding="utf-8")
-    above, marker, _ = text.partition(LOCAL_ONLY)
+    above, marker, _ = requirements.read_text(encoding="utf-8").partition(LOCAL_ONLY)
     if not marker:
         raise ValueError(f"{requirements.name} has no line that begins with {LOCAL_ONLY!r}")
     found = [Requirement(bare) for line in above.splitlines() if (bare := line.partition("#")[0].strip())]
@@ -242,10 +247,9 @@ def mend(requirements: list) -> str:
     before = installed() if install or remove else {}
     if install:
         print("installing", ", ".join(a for a in install if not a.startswith("torch==")), "(about a minute)")
-    for command in (["install", *install] if install else [], ["uninstall", "--yes", *remove] if remove else []):
-        pip = [sys.executable, "-m", "pip", "--quiet", *command]
-        done = subprocess.run(pip, capture_output=True, text=True) if command else None
-        if done and done.returncode:
+    for command in filter(None, (install and ["install", *install], remove and ["uninstall", "--yes", *remove])):
+        done = subprocess.run([sys.executable, "-m", "pip", "--quiet", *command], capture_output=True, text=True)
+        if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
             return f"pip {command[0]} failed ({lines[-1]}). Check the network, then run this cell again."
     importlib.invalidate_caches()

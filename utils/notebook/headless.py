@@ -115,7 +115,7 @@ def main() -> int:
         given = parameters(os.environ, Path(os.environ.get("CALLED_FROM") or Path.cwd()))
         print("\n".join(["", *run(NOTEBOOK, given, runtime.OUTPUTS / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))]))
     except (Stop, KeyboardInterrupt) as stop:
-        print(f"\nStop: {stop or 'interrupted.'}", file=sys.stderr)
+        print("", *Stop(str(stop) or "interrupted.")._render_traceback_(), sep="\n", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,6 @@
 """What README and cards say in numbers is what the records and the files say."""
 
+import ast
 import hashlib
 import json
 import random
@@ -108,6 +109,38 @@ def test_links_of_the_documents_lead_somewhere():
     for document in (runtime.ROOT / "README.md", *DATA.rglob("README.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (document.parent / link).exists(), f"{document}: {link}"
+
+
+# Stops that no section of appendix 91 is about, or that pass another's words on; by words of their source.
+ENOUGH = """There is no file|is a folder. Give a file|has the splits|was not saved whole|two columns are named|
+The question|The prompt has|is no compute capability|holds other weights|it is no adapter|Save the adapter again with|
+Copy the adapter|llama.cpp's converter|has no config.json|DATA=|BASE=|is not a whole number|The notebook up to there|
+is missing, or no record|The rehearsal was stopped|names no field|There is no profile|NO_ENDS|cannot be loaded|
+Stop(problem)|Stop(_reason"""
+
+
+def stops(path):
+    """Each Stop of a module, and what `_reason` says to one: its source, with the lines above that make its text."""
+    for function in (n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.FunctionDef)):
+        for end in (nodes := list(ast.walk(function))):
+            reason = isinstance(end, ast.Return) and isinstance(end.value, ast.JoinedStr) and function.name == "_reason"
+            if reason or (isinstance(end, ast.Raise) and ast.unparse(end).startswith("raise Stop(")):
+                names = {n.id for n in ast.walk(end) if isinstance(n, ast.Name)}
+                above = [n for n in nodes if isinstance(n, ast.Assign) and 0 < end.lineno - n.lineno < 10]
+                yield "\n".join(map(ast.unparse, [*(n for n in above if names & {*map(ast.unparse, n.targets)}), end]))
+
+
+def test_appendix_91_has_a_section_for_every_stop():
+    modules = [path for path in (runtime.ROOT / "utils").rglob("*.py") if "tests" not in path.parts]
+    found = {text for path in modules for text in stops(path)}
+    lost, enough = [text for text in found if not runtime.sections(text)], ENOUGH.replace("\n", "").split("|")
+    assert len(found) - len(lost) >= 40 and runtime.sections("numpy changed under this running kernel. Choose")
+    assert not [text for text in lost if not any(words in text for words in enough)]
+    assert not [words for words in enough if not any(words in text for text in lost)]
+    cells = nbformat.read(runtime.ROOT / "notebooks" / "91_when_it_breaks.ipynb", 4).cells
+    text = "\n".join(cell.source for cell in cells)
+    links, headings = re.findall(r"\]\(#(.+?)\)", text), re.findall(r"(?m)^##? (.+)$", text)
+    assert set(links) <= {heading.replace(" ", "-") for heading in headings}
 
 
 def test_the_map_names_every_chapter():

@@ -116,14 +116,16 @@ def test_bootstrap_in_colab_stops_with_the_problem(monkeypatch):
         runtime.bootstrap()
 
 
-def test_stop_is_shown_as_one_line():
+def test_stop_is_shown_without_a_traceback_and_with_its_section():
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell()
     shown = []
     shell._showtraceback = lambda etype, value, stb: shown.append(stb)
     shell.run_cell("from utils.runtime import Stop\nraise Stop('my.jsonl, line 3: no output. Add it.')")
-    assert shown == [["Stop: my.jsonl, line 3: no output. Add it."]]
+    shell.run_cell("raise Stop('my.csv, line 2: not UTF-8. Convert it')")
+    assert shown[0] == ["Stop: my.jsonl, line 3: no output. Add it."]
+    assert shown[1][1:] == ['More: 91_when_it_breaks, section "Not UTF-8"']
 
 
 def test_quiet_is_narrow():

@@ -10,6 +10,7 @@ from contextlib import chdir, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from math import isfinite
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -204,6 +205,14 @@ def test_a_run_in_a_thread_leaves_nothing_on_the_model(base, tokenizer, encoded)
 def test_the_guard_lets_healthy_logs_pass(log):
     """A gradient that is not finite is healthy in fp16: the scaler skips the step and goes on."""
     guards.Guard().on_log(None, None, None, logs=log)
+
+
+def test_a_gradient_of_zero_is_laid_to_the_rate_once_the_rate_has_acted():
+    """A rate far too high leaves no slope; at step 1 it has changed nothing yet."""
+    args = SimpleNamespace(learning_rate=2e4)
+    for step, cause in {1: "the adapter is frozen or every", 4: "the rate of 20000 is far too high .*CHANGE"}.items():
+        with pytest.raises(runtime.Stop, match=f"zero at step {step}: {cause}"):
+            guards.Guard().on_log(args, SimpleNamespace(global_step=step), None, logs={"grad_norm": 0.0})
 
 
 def test_no_rows_and_unknown_settings_are_refused(adapted, tokenizer, encoded):
