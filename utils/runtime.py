@@ -71,7 +71,7 @@ LOCAL_ONLY = "# --- only on your own machine"
 # peft (import_utils.is_torchao_available) raises for an older torchao, but only once an adapter is loaded or
 # merged: people train for hours and then fail.
 TORCHAO_MINIMUM = "0.16.0"
-MODULES = {"protobuf": "google.protobuf"}  # packages whose module is not called like the package
+MODULES = {"protobuf": "google.protobuf", "ipython": "IPython"}  # packages whose module is not called like the package
 
 restart = ""  # why this kernel must be restarted; restarting forgets it
 

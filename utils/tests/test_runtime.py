@@ -156,7 +156,7 @@ FREEZE = runtime.ROOT.parent / "shared" / "reference" / "colab-gpu-pip-freeze.tx
 # A machine as Colab's was in 2026, as far as it matters here.
 PINS = "torch==2.11.0+cu128 transformers==5.15.0 peft==0.20.0 accelerate==1.14.0 datasets==4.0.0 pyarrow==18.1.0"
 PINS += " torchao==0.10.0 sentencepiece==0.2.2 protobuf==5.29.6 matplotlib==3.10.0 numpy==2.1.3 packaging==26.3"
-PINS += " scipy==1.16.3 pandas==2.2.3 ipywidgets==7.7.1 tqdm==4.67.3 filelock==3.32.3"
+PINS += " scipy==1.16.3 pandas==2.2.3 ipywidgets==7.7.1 ipython==7.34.0 tqdm==4.67.3 filelock==3.32.3"
 COLAB = dict(pin.split("==") for pin in PINS.split())
 LACKING = {"datasets": "4.8.5", "pyarrow": "26.0.1", "trl": "1.16.0", "bitsandbytes": "0.50.2", "datasketch": "2.0.0"}
 
