@@ -18,8 +18,10 @@ if chosen.quick:
     presets.PROFILES["pocket"] = replace(pocket, recipe=replace(pocket.recipe, steps=5))
 run = study.chapter("00_start_here", bounds=not chosen.quick, SEED=chosen.seed)
 
-figures = {name: run[name] for name in ("seconds", "log", "before", "after", "loss_before", "loss_after", "trainable")}
-figures |= {"profile": run["world"].name, "recipe": asdict(run["recipe"]), "parameters": run["parameters"]}
+figures = {"log": run["log"], "loss_before": run["loss_before"], "loss_after": run["loss_after"]}
+figures |= {"before": run["before"], "after": run["after"]}
+figures |= {"profile": run["world"].name, "recipe": asdict(run["recipe"])}
+figures |= {"parameters": run["parameters"], "trainable": run["trainable"]}
 figures |= {"dtype": str(hardware.compute_dtype(hardware.capability())), "rows": len(run["encoded"])}
 figures |= {"peak_gib": hardware.peak() or None, "invented_of_100": run["made_up"]}
 study.write(chosen, f"exam_seed{chosen.seed}", figures)

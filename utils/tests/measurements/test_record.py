@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -69,3 +70,17 @@ def test_every_shipped_record_is_whole():
         record = measurements.read(path.stem)
         assert list(record) == ["command", "date", "hardware", "versions", "figures"], path.name
         assert record["command"] and record["figures"], path.name
+
+
+@pytest.mark.parametrize("study", sorted(measurements.FOLDER.glob("studies/[0-9]*.py")), ids=lambda path: path.stem)
+def test_what_a_study_takes_from_its_chapter_is_there(study):
+    """Names of cells, and headings up to which they run: a chapter changes often, its study is run rarely."""
+    source, chapter = study.read_text("utf-8"), runtime.ROOT / "notebooks" / f"{study.stem}.ipynb"
+    if "study.chapter(" not in source:
+        return
+    cells = json.loads(chapter.read_text("utf-8"))["cells"]
+    prose, code = ("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == k) for k in ("markdown", "code"))
+    for name in set(re.findall(r"\brun\[\"(\w+)\"\]", source)):
+        assert re.search(rf"\b{name}(, \w+)* (\|?=|in) |def {name}\(|import .*\b{name}\b", code), name
+    for heading in re.findall(r'until="([^"]+)"', source):
+        assert re.search(rf"^{re.escape(heading)}", prose, re.MULTILINE), heading
