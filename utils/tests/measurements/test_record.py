@@ -1,5 +1,6 @@
 """Recorded measurements: written and read back, rounded, ordered, free of this machine's paths."""
 
+import ast
 import json
 import math
 import re
@@ -80,7 +81,13 @@ def test_what_a_study_takes_from_its_chapter_is_there(study):
         return
     cells = json.loads(chapter.read_text("utf-8"))["cells"]
     prose, code = ("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == k) for k in ("markdown", "code"))
-    for name in set(re.findall(r"\brun\[\"(\w+)\"\]", source)):
-        assert re.search(rf"\b{name}(, \w+)* (\|?=|in) |def {name}\(|import .*\b{name}\b", code), name
+    bound = {getattr(node, "id", getattr(node, "name", None)) for node in ast.walk(ast.parse(code)) if _binds(node)}
+    assert set(re.findall(r"\brun\[\"(\w+)\"\]", source)) <= bound
     for heading in re.findall(r'until="([^"]+)"', source):
         assert re.search(rf"^{re.escape(heading)}", prose, re.MULTILINE), heading
+
+
+def _binds(node) -> bool:
+    return isinstance(getattr(node, "ctx", None), ast.Store) or isinstance(
+        node, (ast.FunctionDef, ast.ClassDef, ast.alias)
+    )
