@@ -73,6 +73,14 @@ def test_the_evening_in_the_readme_is_the_recorded_one():
     assert told in README
 
 
+def test_what_the_readme_says_of_several_gpus_is_recorded():
+    two = measurements.read("two_gpus")["figures"]
+    gap = max(abs(a / b - 1) for a, b in zip(two["ddp"]["losses"], two["one"]["losses"], strict=True))
+    peaks = [two[f"70b, {way}"]["cards"][0]["peak_gib"] for way in ("fsdp2", "fsdp1")]
+    told = f"are within {gap:.1e} of one card's", f"is {peaks[0]:.1f} GiB a card (FSDP2) or {peaks[1]:.1f} (FSDP1)"
+    assert all(text in README for text in told)
+
+
 def test_the_evening_planned_for_a_t4_is_what_notebook_11_plans():
     cells = [cell.source for cell in nbformat.read(runtime.ROOT / "notebooks" / "11_your_own_llama.ipynb", 4).cells]
     config, recipe = random_model.config("llama-2-7b"), PROFILES["llama-2-7b"].recipe

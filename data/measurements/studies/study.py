@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import linecache
 import os
 import sys
 from collections.abc import Sequence
@@ -64,8 +65,10 @@ def chapter(name: str, until: str = "", bounds: bool = True, **parameters) -> di
                 stopped = True
                 break
             continue
+        file = f"<{name}, cell {i}>"
+        linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # for inspect.getsource
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(source, f"<{name}, cell {i}>", "exec", optimize=-1 if bounds else 1), names)  # its own code
+            exec(compile(source, file, "exec", optimize=-1 if bounds else 1), names)  # its own code
         if "parameters" in cell["metadata"].get("tags", []):
             names |= parameters
     if not stopped:
