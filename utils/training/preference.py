@@ -53,7 +53,8 @@ def build(model, tokenizer, pairs: Dataset, recipe: Recipe, checkpoints=None, ca
     """A `Trainer` whose policy is the adapter of `model`, in fp32, and whose reference ("ref") is a frozen copy of it.
 
     `settings` are fields of DPOConfig (beta, loss_type ...); the rest is as in `trainer.build`. A batch of pairs has
-    twice as many rows.
+    twice as many rows. `gradient_checkpointing` above 1 recomputes every layer, as 1 does: for the reference trl
+    switches it off, and then on again for all.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before or not len(pairs):
