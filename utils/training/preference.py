@@ -58,7 +58,8 @@ def build(model, tokenizer, pairs: Dataset, recipe: Recipe, checkpoints=None, ca
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before or not len(pairs):
-        raise Stop("There are no pairs" if before else 'The adapter is frozen. First: model.set_adapter("default")')
+        frozen = 'No parameter of this model can be trained: it is frozen. First: model.set_adapter("default")'
+        raise Stop("There are no rows to train on: no pair is left" if before else frozen)
     loading.check(model, tokenizer)
     if "ref" in model.peft_config:
         model.delete_adapter("ref")
