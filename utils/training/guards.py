@@ -26,6 +26,7 @@ class Guard(TrainerCallback):
             raise Stop(f"{told}. Look for empty or very long rows; or lower the rate (notebook 11: CHANGE = {rate!r})")
         if logs.get("grad_norm") == 0:
             rate = f" the rate of {args.learning_rate:g} is far too high (notebook 11: lower it in CHANGE),"
+            rate = " every pair is learned (take fewer steps)," * (logs.get("rewards/margins", 0) > 0) + rate  # DPO
             told = f"The gradient is exactly zero at step {state.global_step}:{rate * (state.global_step > 1)}"
             told += " the adapter is frozen or every label is masked"  # at step 1 the rate has changed nothing yet
             raise Stop(f"{told}. Load an adapter with is_trainable=True, and check that rows have an output")

@@ -53,11 +53,13 @@ def build(model, tokenizer, pairs: Dataset, recipe: Recipe, checkpoints=None, ca
     """A `Trainer` whose policy is the adapter of `model`, in fp32, and whose reference ("ref") is a frozen copy of it.
 
     `settings` are fields of DPOConfig (beta, loss_type ...); the rest is as in `trainer.build`. A batch of pairs has
-    twice as many rows.
+    twice as many rows. `gradient_checkpointing` above 1 recomputes every layer, as 1 does: for the reference trl
+    switches it off, and then on again for all.
     """
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before or not len(pairs):
-        raise Stop("There are no pairs" if before else 'The adapter is frozen. First: model.set_adapter("default")')
+        frozen = 'No parameter of this model can be trained: it is frozen. First: model.set_adapter("default")'
+        raise Stop("There are no rows to train on: no pair is left" if before else frozen)
     loading.check(model, tokenizer)
     if "ref" in model.peft_config:
         model.delete_adapter("ref")

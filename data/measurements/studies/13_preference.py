@@ -284,7 +284,6 @@ def examined(model, settings: dict) -> dict:
             both = list(zip(answers, rows, strict=True))
             found[part] = {"asked": len(rows), "exact": sum(a == r["chosen"] for a, r in both)}
             found[part]["begins right"] = sum(a.startswith(r["chosen"]) for a, r in both)
-            found[part]["rambles"] = sum(any(tail.strip() in a for tail in pairs.TAILS) for a in answers)
             found[part]["pieces"] = statistics.mean(len(tokenizer(a).input_ids) for a in answers)
         return found
     found = {"validation": told_apart(margins(model, rows := some(pairs.decline("validation"))), rows)}
@@ -469,12 +468,15 @@ def logistic(x, y, penalty: float):
 
 
 def read(folder, failed: bool = False) -> dict:
-    """Lines done so far, by the name of their settings, and those that failed; what a kill cut off is done again."""
+    """Lines done so far, by the name of their settings, and those that failed; what a kill cut off is done again.
+
+    "rambles" counted the sentences of the training alone, and a model rambles in its own words: it is left out.
+    """
     done = {}
     if (folder / "lines.jsonl").exists():
         for text in (folder / "lines.jsonl").read_text(encoding="utf-8").splitlines():
             try:
-                line = json.loads(text)
+                line = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "rambles"})
             except ValueError:
                 continue
             if failed or "failed" not in line:
@@ -632,6 +634,7 @@ def rehearse(options: argparse.Namespace, folder) -> None:
         with lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
         print(run, flush=True)
+        record_7b(options, runs)
 
     def pairs(longest: int, count: int) -> Dataset:
         """Prompts of 40 % of a row; two answers of the rest, the rejected one by up to half longer or shorter."""
@@ -686,11 +689,18 @@ def rehearse(options: argparse.Namespace, folder) -> None:
         )
         done(run)
         model = made = frozen = None
+
+
+def record_7b(options: argparse.Namespace, runs: list[dict]) -> None:
+    """Written after every run: a time limit may cut off the next one."""
+    import torch
+
+    from utils import hardware, presets
+
     rules = {"attention": "memory-efficient", "cap_gib": hardware.T4_GIB} if torch.cuda.is_available() else {}
-    recipe = replace(presets.PROFILES[target].recipe, pack_length=0, learning_rate=2e-5, accumulation=4)
-    figures = {"runs": runs, "rules": rules, "recipe": asdict(recipe)}
+    recipe = replace(presets.PROFILES["llama-2-7b"].recipe, pack_length=0, learning_rate=2e-5, accumulation=4)
     options.part, options.seed = "7b", 0
-    study.write(options, "preference_7b", figures)
+    study.write(options, "preference_7b", {"runs": runs, "rules": rules, "recipe": asdict(recipe)})
 
 
 def main() -> None:

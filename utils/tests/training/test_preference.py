@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from utils.models import adapters, loading
 from utils.runtime import Stop
 from utils.tests.tiny import ROWS, TWO_PASSES
-from utils.training import preference, trainer
+from utils.training import guards, preference, trainer
 from utils.training.checkpoints import Checkpoints
 
 PAIRS = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in ROWS]
@@ -43,6 +44,12 @@ def test_pairs_of_a_file_are_checked_and_encoded_by_the_template(tokenizer, tmp_
     ids = preference.encode(tokenizer, [*rows, {**PAIRS[0], "chosen": "a " * 200}], 128)
     assert len(rows) == len(ids) == len(PAIRS)
     assert tokenizer.decode(ids[0]["rejected_ids"]).strip() == "I do not know.</s>"
+
+
+def test_a_run_whose_pairs_are_all_learned_is_told_so():
+    args, at = SimpleNamespace(learning_rate=1.0), SimpleNamespace(global_step=9)
+    with pytest.raises(Stop, match="step 9: every pair is learned"):
+        guards.Guard().on_log(args, at, None, {"grad_norm": 0.0, "rewards/margins": 9.0})
 
 
 def test_a_frozen_adapter_is_refused(adapted, tokenizer):
