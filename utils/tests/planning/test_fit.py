@@ -87,7 +87,7 @@ def test_a_plan_without_a_gpu():
     assert plan.recipe == pocket.recipe and plan.steps == 70 and plan.peak_gib < 1
     assert "no GPU" in str(plan) and "70 steps, 70,000 tokens\nrows are read 10 times" in str(plan)
     plan = fit.fit(random_model.config(pocket.base), [20, 50] * 3200, pocket.recipe)  # 180 steps are 0.9 of an epoch
-    assert "180 steps, 201,600 tokens\nrows are read 0.9 times" in str(plan)
+    assert "180 steps, 201,600 tokens\nrows are read once, 90% of them" in str(plan)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (600, "10 min"), (9000, "2.5 h")])
