@@ -31,3 +31,11 @@ def test_busy_time_counts_overlap_once_and_no_transfers():
     assert times.busy == pytest.approx(7) and times.launches == 4
     assert dict(times.by_kind) == pytest.approx({"matmul": 4, "elementwise": 5, "transfer": 9})
     assert times.top(1) == [["Memcpy HtoD", 9.0, 1]]
+
+
+def test_annotations_are_no_work_and_kernels_with_a_lambda_are():
+    copy = "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)::"
+    copy += "{lambda()#3}::operator()() const::{lambda(float)#1}, 4>"
+    assert kernels.is_work(copy) and kernels.is_work("Memcpy DtoD (Device -> Device)")
+    for name in ("Optimizer.step#PagedAdamW8bit.step", "ProfilerStep#3", "Stream Wait Event", "Context Sync"):
+        assert not kernels.is_work(name)
