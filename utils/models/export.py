@@ -27,7 +27,7 @@ SOURCE = "llama-cpp-python==0.3.36 --hash=sha256:832db0699007f1be95a7e41ef12e889
 def merge(adapter: str | Path, base: str = "", renamed: bool = False) -> Path:
     """A folder in outputs/merged, base and adapter in one: dequant(NF4(W)) + D, in the files and dtypes of the base.
 
-    One matrix at a time is in memory. Stop: no such adapter, not its base, too little memory or disk.
+    One tensor at a time is in memory. Stop: no such adapter, not its base, too little memory or disk.
     """
     folder = adapters.find(adapter)
     base, revision = adapters.base_of(folder, base, renamed)
