@@ -31,6 +31,11 @@ class Whole:
     checkpoints: Checkpoints | None = None
     penalty = None  # of a list of the trained weights; it joins the loss
 
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if hardware.sharded():  # autocast computes as on one card; FSDP's own casts alter numbers (chapter 12, part 5)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
     def _save_checkpoint(self, model, trial):
         folder = self.args.output_dir
         with self.checkpoints.saving(self.state.global_step) as unfinished:

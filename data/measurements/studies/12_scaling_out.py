@@ -64,6 +64,8 @@ WAYS = {  # part: {way: what differs from the plain recipe on one GPU}
     "fsdp": {
         "fsdp2": {"config": FSDP2},
         "fsdp1": {"config": FSDP1},
+        "fsdp2, as it comes": {"config": FSDP2, "casts": True},  # with the casts that accelerate asks FSDP for
+        "fsdp1, as it comes": {"config": FSDP1, "casts": True},
         "fsdp2, uint8": {"config": FSDP2, "storage": "uint8"},
         "fsdp1, uint8": {"config": FSDP1, "storage": "uint8"},
     },
@@ -95,8 +97,9 @@ WAYS = {  # part: {way: what differs from the plain recipe on one GPU}
         "merge, fsdp2": {"config": FSDP2, "steps": 2, "merge": True},
         "merge, fsdp1": {"config": FSDP1, "steps": 2, "merge": True},
         "storage float32, fsdp2": {"config": FSDP2, "steps": 2, "storage": "float32"},
+        "storage float32, as it comes": {"config": FSDP2, "steps": 2, "storage": "float32", "casts": True},
     },
-    "merge": {"merged": {"after": ["one", "ddp", "fsdp2", "fsdp1"]}},
+    "merge": {"merged": {"after": ["one", "ddp", "fsdp2", "fsdp1", "fsdp2, as it comes", "fsdp1, as it comes"]}},
 }
 FIRST = {"merge": ["ddp", "fsdp"]}  # parts whose adapters a part compares
 
@@ -214,6 +217,8 @@ def work(way: dict, quick: bool, result: Path) -> None:
 
         PartialState.__init__ = as_gpu
         trainer.Trainer._loss = SFTTrainer.compute_loss  # ours for CPUs goes around the wrapped model's forward
+    if "casts" in way:
+        del trainer.Whole.create_accelerator_and_postprocess
     if "storage" in way:
         plain, dtype = loading.nf4, getattr(torch, way["storage"])
 

@@ -59,7 +59,7 @@ def chapter(name: str, until: str = "", bounds: bool = True, **parameters) -> di
     names, stopped = {"__name__": name, "display": lambda *shown, **how: None}, not until
     os.chdir(ROOT / "notebooks")
     for i, cell in enumerate(cells):
-        source = "".join(cell["source"])
+        source = "".join(cell["source"]) + "\n"
         if cell["cell_type"] == "markdown":
             if until and any(line.startswith(until) for line in source.splitlines()):
                 stopped = True
