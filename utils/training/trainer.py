@@ -34,7 +34,8 @@ class Whole:
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         if hardware.sharded():  # autocast computes as on one card; FSDP's own casts alter numbers (chapter 12, part 5)
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy, plugin.set_mixed_precision = None, lambda *args, **settings: None
 
     def _save_checkpoint(self, model, trial):
         folder = self.args.output_dir
