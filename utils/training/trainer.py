@@ -190,6 +190,8 @@ def build(
         args = arguments(recipe, rows, folder, **saving, packs=len(packs) if recipe.pack_length else 0)
         args.ddp_find_unused_parameters = False  # every adapter is used; transformers does not know a PeftModel
         args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU, however many there are: trl refuses DataParallel
+        if args.device.type == "cpu":  # one of several processes has cpu:1, from which torch 2.11 cannot go on
+            args.__dict__["_setup_devices"] = torch.device("cpu")
         for name, value in settings.items():
             if not hasattr(args, name):
                 raise TypeError(f"SFTConfig has no {name}")
