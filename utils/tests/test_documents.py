@@ -43,19 +43,18 @@ def speed() -> str:
     ours, theirs, usual = (
         {run["way"]: run for run in measurements.read(record)["figures"][key]} for record, key in names.items()
     )
-    xformers = measurements.read("speed_unsloth_xformers_7b")["figures"]["training"][-1]
-    assert xformers["way"] == "checkpointing off, packing, xformers"
     rows = {
         "the usual recipe": usual["usual, padded batches of 4"],
         "Unsloth, as in its notebooks": theirs["its notebooks' own: batch 2, its checkpointing, padding-free"],
         "**ours, the default**": ours["default recipe"],
-        "Unsloth, checkpointing off, packing, xformers (earlier run)": xformers,
+        "Unsloth, checkpointing off, packing, xformers": theirs["checkpointing off, packing, xformers"],
         "**ours, every layer recomputed**": ours["packs, every layer recomputed"],
         "Unsloth, its checkpointing, packing, xformers": theirs["its checkpointing, packing, xformers"],
     }
+    per_gpu_second = runpy.run_path(str(measurements.FOLDER / "studies" / "readme.py"))["per_gpu_second"]
     lines = ["| | useful tokens a GPU second | by the clock | peak memory |", "|---|---|---|---|"]
     for name, run in rows.items():
-        tokens, peak = run["useful_tokens_per_gpu_s"], run["peak_allocated_gib"]
+        tokens, peak = per_gpu_second(run), run["peak_allocated_gib"]
         lines.append(f"| {name} | {tokens:,.0f} | {tokens * run['gpu_ms'] / run['wall_ms']:,.0f} | {peak:.1f} GiB |")
     return "\n".join(lines)
 

@@ -83,6 +83,5 @@ def is_work(name: str) -> bool:
     """Whether it is a kernel or a copy, and no annotation ("Optimizer.step#AdamW.step") and no synchronization.
 
     Kernels have a # in their names, too ("...{lambda(float)#1}...").
-    The records of 2026-11 lack those (chapter 10 says so).
     """
     return not re.fullmatch(r"[\w.]+#[\w.]+", name) and " Sync" not in name and "Event" not in name
