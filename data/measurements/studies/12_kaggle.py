@@ -51,7 +51,7 @@ def main() -> None:
         old.unlink()
     before = {*(runtime.OUTPUTS / "adapters").glob("*/run.json")}
     accelerate.notebook_launcher = launcher
-    study.chapter("12_scaling_out", "## The same adapter?", TRAIN=True, DATA=str(file))
+    study.chapter("12_scaling_out", until="## The same adapter?", TRAIN=True, DATA=str(file))
     [made] = {*(runtime.OUTPUTS / "adapters").glob("*/run.json")} - before
     run = json.loads(made.read_text())
     cards = [json.loads(path.read_text()) for path in sorted(folder.glob("[01].json"))]

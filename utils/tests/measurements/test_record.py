@@ -76,10 +76,10 @@ def test_every_shipped_record_is_whole():
 @pytest.mark.parametrize("study", sorted(measurements.FOLDER.glob("studies/[0-9]*.py")), ids=lambda path: path.stem)
 def test_what_a_study_takes_from_its_chapter_is_there(study):
     """Names of cells, and headings up to which they run: a chapter changes often, its study is run rarely."""
-    source, chapter = study.read_text("utf-8"), runtime.ROOT / "notebooks" / f"{study.stem}.ipynb"
-    if "study.chapter(" not in source:
+    source = study.read_text("utf-8")
+    if not (named := re.search(r'study\.chapter\(\s*"(\w+)"', source)):
         return
-    cells = json.loads(chapter.read_text("utf-8"))["cells"]
+    cells = json.loads((runtime.ROOT / "notebooks" / f"{named[1]}.ipynb").read_text("utf-8"))["cells"]
     prose, code = ("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == k) for k in ("markdown", "code"))
     bound = {getattr(node, "id", getattr(node, "name", None)) for node in ast.walk(ast.parse(code)) if _binds(node)}
     assert set(re.findall(r"\brun\[\"(\w+)\"\]", source)) <= bound
