@@ -53,9 +53,14 @@ def main() -> None:
     accelerate.notebook_launcher = launcher
     study.chapter("12_scaling_out", until="## The same adapter?", TRAIN=True, DATA=str(file))
     [made] = {*(runtime.OUTPUTS / "adapters").glob("*/run.json")} - before
-    run = json.loads(made.read_text())
+    made_by = json.loads(made.read_text())
     cards = [json.loads(path.read_text()) for path in sorted(folder.glob("[01].json"))]
-    figures = {"cards": cards, "steps": run["steps"], "recipe": run["recipe"], "rows": sum(1 for _ in file.open())}
+    figures = {
+        "cards": cards,
+        "steps": made_by["steps"],
+        "recipe": made_by["recipe"],
+        "rows": sum(1 for _ in file.open()),
+    }
     figures |= pandas.read_csv(made.parent / "log.csv")[["loss", "grad_norm"]].to_dict("list")
     study.write(chosen, "kaggle_7b", figures)
     print(figures)
