@@ -16,24 +16,24 @@ SEVEN_B = random_model.config("llama-2-7b")
 RATES = measurements.read("memory_grid_7b")["figures"]["rates"]
 
 
-def test_times_of_all_levers_within_15_percent_of_those_measured():
+def test_times_of_all_levers_within_10_percent_of_those_measured():
     figures = measurements.read("speed_levers_7b")["figures"]
-    # torch.compile, and attention that a T4 has not, are not planned.
     runs = [r for r in figures["configurations"] if not r["levers"]["compiled"] and not r["levers"]["any_attention"]]
-    assert len(runs) >= 25
+    assert len(runs) >= 20  # torch.compile, and attention that a T4 has not, are not planned
     for run in runs:
         on = {name: bool(run["levers"][name]) for name in ("liger", "fused", "upcast", "dropout", "double_quant")}
         again = CHECKPOINTS.get(run["levers"]["checkpoint"], run["levers"]["checkpoint"])
         recipe = replace(RECIPE, batch_size=run["batch"], max_length=run["length"], gradient_checkpointing=again)
         planned = seconds(SEVEN_B, recipe, figures["rates"], Levers(**on))
-        assert 1e3 * sum(planned.values()) == pytest.approx(run["gpu_ms"], rel=0.15), run["setting"]
+        assert 1e3 * sum(planned.values()) == pytest.approx(run["gpu_ms"], rel=0.1), run["setting"]
 
 
-@pytest.mark.parametrize("slower", ["liger", "fused", "upcast", "dropout"])
-def test_every_lever_takes_time_where_numbers_are_moved(slower):
+@pytest.mark.parametrize(("slower", "library"), [("liger", 1), ("fused", 1.74), ("upcast", 1), ("dropout", 1.74)])
+def test_every_lever_takes_time_where_numbers_are_moved(slower, library):
     without = replace(OURS, **{slower: not getattr(OURS, slower)})
     fast, slow = (seconds(SEVEN_B, RECIPE, RATES, levers) for levers in (OURS, without))
-    assert slow["memory"] > fast["memory"] and slow | {"memory": 0} == fast | {"memory": 0}
+    assert slow["memory"] > fast["memory"]
+    assert slow == fast | {"memory": slow["memory"], "dequantize": pytest.approx(library * fast["dequantize"])}
 
 
 def test_operations_of_one_row():
