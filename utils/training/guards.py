@@ -32,6 +32,10 @@ class Guard(TrainerCallback):
             raise Stop(f"{told}. Load an adapter with is_trainable=True, and check that rows have an output")
 
 
+class Finished(Exception):
+    """All steps were done in an earlier part of the run: transformers would take one more."""
+
+
 class Interrupt(TrainerCallback):
     """Within `with`, the first interrupt ends the run after the step under way; the second one ends it at once.
 
@@ -58,6 +62,8 @@ class Interrupt(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun = state.global_step, state.num_input_tokens_seen  # of an earlier part of this run
+        if state.global_step >= args.max_steps:
+            raise Finished
 
     def on_step_end(self, args, state, control, **kwargs):
         self.asked = from_main(self.asked)  # several processes end after the same step

@@ -7,6 +7,7 @@ of the rows, and the main one alone writes and prints.
 import hashlib
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from math import ceil
 
@@ -232,7 +233,8 @@ def run(trainer: Whole, live: bool = True) -> list[dict]:
             checkpoints.claim(identity(trainer))
             latest = checkpoints.latest()
         try:
-            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+            with suppress(guards.Finished):
+                trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         finally:
             clear(model)
     done = trainer.state.global_step

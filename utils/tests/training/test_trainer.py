@@ -276,6 +276,13 @@ def test_what_a_checkpoint_pickles_is_read_weights_only(begun):
     assert pickles.keys() == {"optimizer.pt", "scheduler.pt"} and not list(latest.glob("*.bin"))
 
 
+def test_a_finished_run_does_nothing_more(base, tokenizer, encoded, tmp_path):
+    for session in (2, 0):  # in the middle of a pass over the rows, where transformers would take one more step
+        model, saved = adapters.add(loading.load_base(base), tiny.RECIPE), checkpoints.Checkpoints(tmp_path, every=1)
+        train(model, tokenizer, encoded, replace(tiny.RECIPE, steps=2), live=False, checkpoints=saved)
+        assert (model.trained_steps, model.session[0]) == (2, session)
+
+
 def test_checkpoints_of_another_run_are_refused(begun, base, tokenizer, encoded, tmp_path, monkeypatch):
     model, saved = begun
 
