@@ -71,8 +71,8 @@ def build(model, tokenizer, pairs: Dataset, recipe: Recipe, checkpoints=None, ca
         args = DPOConfig(**args, max_length=None, **settings)
         args.ddp_find_unused_parameters, args._n_gpu = False, min(args.n_gpu, 1)
         made = Trainer(model, args=args, train_dataset=pairs, processing_class=tokenizer, callbacks=list(callbacks))
-    for name, values in before.items():  # trl has rounded the adapter to bf16
-        model.get_parameter(name).data = values.float()
+    for name, values in before.items():  # trl has rounded the adapter to bf16, and peft 0.20 froze it beside its copy
+        model.get_parameter(name).requires_grad_(True).data = values.float()
     begun = sha256(b"".join(values.float().cpu().numpy().tobytes() for values in before.values())).hexdigest()[:12]
     made.recipe, made.settings, made.checkpoints = recipe, settings | {"from": begun}, checkpoints
     return made

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import PeftModel
 
 from utils.models import adapters, loading
 from utils.runtime import Stop
@@ -35,6 +36,14 @@ def test_a_run_begins_at_log_two_in_fp32_and_resumes_to_the_same_bits(base, toke
     assert dtypes == {torch.float32}
     shutil.rmtree(tmp_path / "checkpoint-6")
     assert torch.equal(run(base, tokenizer, Checkpoints(tmp_path))[0], whole)
+
+
+def test_an_adapter_that_was_loaded_for_use_is_trained(base, tokenizer, tmp_path):
+    adapters.add(loading.load_base(base), TWO_PASSES).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(loading.load_base(base), tmp_path)
+    model.set_adapter("default")
+    preference.build(model, tokenizer, preference.encode(tokenizer, PAIRS, 128), TWO_PASSES)
+    assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"default"}
 
 
 def test_pairs_of_a_file_are_checked_and_encoded_by_the_template(tokenizer, tmp_path):
