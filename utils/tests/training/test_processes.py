@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,6 @@ from utils.tests import tiny
 from utils.training.checkpoints import Checkpoints
 from utils.training.trainer import train
 
-# With accelerate 1.14 (and transformers 5.15) torch does not know the device "cpu:0" that a checkpoint is read to.
-pytestmark = pytest.mark.skipif(
-    version("accelerate").startswith("1.14."), reason="accelerate 1.14 resumes no run of several CPU processes"
-)
 # Four rows a step, whether one process takes all or two take half; twice through twelve rows are six steps.
 RECIPE = replace(tiny.RECIPE, steps=100, epochs=2)
 
