@@ -49,14 +49,19 @@ def save(model, tokenizer, recipe: Recipe, rows: list[dict], report: dict, log: 
     run.json holds the base, its revision and its fingerprint, a hash of the training rows, the recipe, the steps
     trained, the versions, and `report`. The folder is named by a hash of what made the adapter, so that equal runs
     share one folder, and a run that was interrupted or continued has another. The weights come first, and whatever
-    fails behind them does not take them back: a line says what it was.
+    fails behind them does not take them back: a line says what it was. Of several processes all must call it; the main
+    one writes.
     """
     run = made_by(model, recipe, rows, getattr(model, "trained_steps", 0))
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad} if hardware.sharded() else {}
+    weights = {name: hardware.gathered(tensor).cpu() for name, tensor in trained.items()}
     folder, base = folder_of(run), loading.bare(model).config
     run |= {"base": base._name_or_path, "base_revision": getattr(base, "_commit_hash", None)}
     model.peft_config["default"].revision = run["base_revision"]
+    if not hardware.is_main():
+        return folder
     with whole(folder) as new:
-        model.save_pretrained(new)
+        model.save_pretrained(new, state_dict=weights or None)
         (new / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         try:
             tokenizer.save_pretrained(new)

@@ -76,6 +76,8 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     """
     hardware.follow_rules()
     dtype = hardware.compute_dtype(hardware.capability())
+    if hardware.sharded():  # each process quantizes on the CPU, for which a launcher leaves it one thread
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.processes()))
     model = explained(
         AutoModelForCausalLM.from_pretrained,
         base,
@@ -150,7 +152,7 @@ def fingerprint(model) -> str:
     """
     config = model.config
     shape = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads]
-    rows = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64)]
+    rows = hardware.gathered(model.get_input_embeddings().weight).detach()[:: max(1, config.vocab_size // 64)]
     digest = hashlib.sha256(json.dumps(shape).encode())
     digest.update(torch.signbit(rows).cpu().numpy().tobytes())
     return digest.hexdigest()[:12]

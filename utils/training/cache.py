@@ -19,7 +19,8 @@ def trained_adapter(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirr
 
     A run that was cut off goes on from its last checkpoint, in this process or a later one. Two notebooks that ask at
     once wait for each other, and one of them trains. `mirror` is a folder that outlives this machine, such as one on
-    Google Drive: checkpoints and the adapter are copied there, and looked for there.
+    Google Drive: checkpoints and the adapter are copied there, and looked for there. Under FSDP the model that is
+    returned is cut: load the adapter in another process.
     """
     model = loading.load_base(base)
     encoded, _ = dataset.encode(tokenizer, rows, recipe.max_length)
@@ -39,14 +40,13 @@ def trained_adapter(base: str, tokenizer, rows: list[dict], recipe: Recipe, mirr
         saved = checkpoints.Checkpoints(unfinished, mirror=mirror and Path(mirror) / "checkpoints" / unfinished.name)
         # On a GPU this may take an hour, which wants a picture; without one, notebooks' outputs are compared.
         log = trainer.train(model, tokenizer, encoded, recipe, live=torch.cuda.is_available(), checkpoints=saved)
-        if hardware.is_main():
-            made = adapters.save(model, tokenizer, recipe, rows, {"last": log[-1] if log else {}}, log)
-            if made == folder:  # not one that was stopped
-                if kept:
-                    try:
-                        checkpoints.copy(folder, kept.parent)
-                    except OSError as error:  # hours of training must not end in an error because Drive is full
-                        print(f"note: the adapter could not be copied to {kept.parent} ({error.strerror or error})")
-                saved.delete()
+        made = adapters.save(model, tokenizer, recipe, rows, {"last": log[-1] if log else {}}, log)
+        if hardware.is_main() and made == folder:  # not one that was stopped
+            if kept:
+                try:
+                    checkpoints.copy(folder, kept.parent)
+                except OSError as error:  # hours of training must not end in an error because Drive is full
+                    print(f"note: the adapter could not be copied to {kept.parent} ({error.strerror or error})")
+            saved.delete()
         hardware.wait_for_all()
         return model
