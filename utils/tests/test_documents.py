@@ -77,7 +77,8 @@ def test_what_the_readme_says_of_several_gpus_is_recorded():
     gap = max(abs(a / b - 1) for a, b in zip(two["ddp"]["losses"], two["one"]["losses"], strict=True))
     peaks = [two[f"70b, {way}"]["cards"][0]["peak_gib"] for way in ("fsdp2", "fsdp1")]
     told = f"are within {gap:.1e} of one card's", f"is {peaks[0]:.1f} GiB a card (FSDP2) or {peaks[1]:.1f} (FSDP1)"
-    assert all(text in README for text in told)
+    seconds = f"a step takes {two['ddp']['step_s']:.2f} s instead of {two['one']['step_s']:.2f}"
+    assert all(text in README for text in (*told, seconds))
 
 
 def test_the_evening_planned_for_a_t4_is_what_notebook_11_plans():
@@ -123,7 +124,7 @@ ENOUGH = """There is no file|is a folder. Give a file|has the splits|was not sav
 The question|The prompt has|is no compute capability|holds other weights|it is no adapter|Save the adapter again with|
 Copy the adapter|llama.cpp's converter|has no config.json|DATA=|BASE=|is not a whole number|The notebook up to there|
 is missing, or no record|The rehearsal was stopped|names no field|There is no profile|NO_ENDS|cannot be loaded|
-Stop(problem)|Stop(_reason"""
+Stop(problem)|Stop(_reason|A checkpoint of FSDP"""
 
 
 def stops(path):
