@@ -90,11 +90,6 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def fsdp1() -> bool:
-    """Whether FSDP is asked for in its first version, whose checkpoints hold no adapter (chapter 12, part 5)."""
-    return sharded() and os.environ.get("FSDP_VERSION") == "1"
-
-
 def gathered(tensor):
     """`tensor` whole, where FSDP (its second version) has cut it among the processes; then all of them must ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

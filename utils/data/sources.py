@@ -150,7 +150,7 @@ def _document(name: str, text: str) -> Iterator[Raw]:
         content = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        near = "\n".join(text.split("\n")[max(0, line - 2) : line])
+        near = "\n".join(text.split("\n")[max(0, line - 2) : line + 1])
         raise Stop(f"{name}, line {line}: not JSON ({error}). {_mend(near)}") from None
     if isinstance(content, dict) and len(content) == 1 and not content.keys() & {"messages", "conversations"}:
         inside = next(iter(content.values()))

@@ -76,7 +76,10 @@ def load_base(base: str, four_bit: bool = True, revision: str = "main"):
     """
     hardware.follow_rules()
     dtype = hardware.compute_dtype(hardware.capability())
-    if hardware.sharded():  # each process quantizes on the CPU, for which a launcher leaves it one thread
+    if hardware.sharded():
+        if os.environ.get("FSDP_VERSION") == "1":
+            raise Stop("FSDP's first version saves no adapter (chapter 12, part 5). Use data/accelerate/two_24gb.yaml")
+        # Each process quantizes on the CPU, for which a launcher leaves it one thread.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // hardware.processes()))
     model = explained(
         AutoModelForCausalLM.from_pretrained,

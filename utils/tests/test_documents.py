@@ -124,7 +124,7 @@ ENOUGH = """There is no file|is a folder. Give a file|has the splits|was not sav
 The question|The prompt has|is no compute capability|holds other weights|it is no adapter|Save the adapter again with|
 Copy the adapter|llama.cpp's converter|has no config.json|DATA=|BASE=|is not a whole number|The notebook up to there|
 is missing, or no record|The rehearsal was stopped|names no field|There is no profile|NO_ENDS|cannot be loaded|
-Stop(problem)|Stop(_reason|A checkpoint of FSDP"""
+Stop(problem)|Stop(_reason|first version saves no adapter"""
 
 
 def stops(path):

@@ -177,8 +177,6 @@ def build(
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     if not before:
         raise Stop("No parameter of this model can be trained: add an adapter, or load it with is_trainable=True")
-    if checkpoints and hardware.fsdp1():
-        raise Stop("A checkpoint of FSDP's first version holds no adapter. Set fsdp_version: 2 in accelerate's file")
     if not len(encoded):
         raise Stop("There are no rows to train on. Look at what was rejected or too long, in outputs/data")
     loading.check(model, tokenizer)

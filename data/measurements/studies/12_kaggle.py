@@ -3,18 +3,14 @@
     python data/measurements/benchmark random_model llama-2-7b outputs/random-llama-2-7b
     QLORA_BASE=outputs/random-llama-2-7b QLORA_CAPABILITY=7.5 python data/measurements/studies/12_kaggle.py kaggle
 
-writes kaggle_7b.json. The notebook's cells run from the first to that one, with TRAIN set; then the file that it wrote
-runs from a terminal, with accelerate's file for FSDP and 64 of the rows. Weights and rows are random: memory and time
-are real. In a file of its own, for a process that imports bitsandbytes cannot be forked. `--quick` takes the pocket
-base, on two processes of the CPU, and leaves out FSDP.
+writes kaggle_7b.json. The notebook's cells run from the first to that one, with TRAIN set. Weights and rows are random:
+memory and time are real. In a file of its own, for a process that imports bitsandbytes cannot be forked. `--quick`
+takes the pocket base, on two processes of the CPU.
 """
 
 import json
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import accelerate
 import pandas
@@ -67,31 +63,7 @@ def main() -> None:
     }
     figures |= pandas.read_csv(made.parent / "log.csv")[["loss", "grad_norm"]].to_dict("list")
     study.write(chosen, "kaggle_7b", figures)
-    if not chosen.quick:
-        study.write(chosen, "kaggle_7b", figures | {"fsdp": cut(file)})
     print(figures)
-
-
-def cut(file: Path) -> dict:
-    """What own_rows.py leaves with FSDP: the adapter it saves, loaded on one card."""
-    few, before = folder / "few.jsonl", {*(runtime.OUTPUTS / "adapters").glob("*/run.json")}
-    few.write_text("".join(file.open().readlines()[:64]))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
-    command += [study.ROOT / "data" / "accelerate" / "two_24gb.yaml", runtime.OUTPUTS / "scaling_out" / "own_rows.py"]
-    environment, began = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}, time.monotonic()
-    environment.pop("QLORA_CAPABILITY", None)  # bfloat16, as the file says
-    done = subprocess.run([*map(str, command), few], env=environment, capture_output=True, text=True)
-    print(done.stdout[-2000:], done.stderr[-4000:])
-    figures = {"exit": done.returncode, "seconds": time.monotonic() - began}
-    for made in {*(runtime.OUTPUTS / "adapters").glob("*/run.json")} - before:
-        from utils.models import adapters
-
-        os.environ.pop("QLORA_CAPABILITY", None)
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
-        saved = adapters.tensors(made.parent)
-        figures |= {"numbers": sum(t.numel() for t in saved.values()), "steps": json.loads(made.read_text())["steps"]}
-        adapters.load(made.parent)  # Stop if a tensor is missing, cut, or not finite
-    return figures
 
 
 main()

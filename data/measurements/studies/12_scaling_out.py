@@ -252,7 +252,6 @@ def work(way: dict, quick: bool, result: Path) -> None:
     model = adapters.add(model, recipe)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     made = {"seconds": time.monotonic() - began, "peak_gib": hardware.peak(), "process_gib": hardware.process_peak()}
-    hardware.fsdp1 = lambda: False  # the trainer refuses what is measured here
     saved = Checkpoints(FOLDER / way["keep"], every=way["save"]) if "keep" in way else None
     watch, settings = Watch(way), {"logging_steps": 1}
     if way.get("reentrant"):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import datasets
 import pandas
@@ -261,7 +262,7 @@ def test_a_line_that_is_not_json_says_the_mend(tmp_path, line, mend):
 def test_an_array_with_a_mistake_names_the_line(tmp_path):
     (tmp_path / "my.json").write_text('[\n {"instruction": "i", "output": "o"},\n]\n')
     said = stopped(tmp_path / "my.json")
-    assert said.startswith("my.json, line 3: not JSON (")
+    assert said.startswith(f"my.json, line {2 if sys.version_info >= (3, 13) else 3}: not JSON (")
     assert said.endswith("Delete the comma in front of the closing bracket")
 
 

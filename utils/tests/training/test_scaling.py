@@ -19,7 +19,6 @@ from utils import presets, runtime
 from utils.models import adapters, loading
 from utils.tests import tiny
 from utils.training import cache, guards, preference, trainer
-from utils.training.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize("file", sorted((runtime.ROOT / "data" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem)
@@ -101,11 +100,11 @@ def test_an_adapter_that_fsdp_has_cut_is_saved_whole(base, tokenizer, tmp_path, 
         assert (tensor - alone[name]).norm() <= 1e-2 * alone[name].norm(), name
 
 
-def test_checkpoints_of_fsdps_first_version_are_refused(adapted, tokenizer, encoded, monkeypatch, tmp_path):
+def test_fsdps_first_version_is_refused_before_it_loads(base, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(runtime.Stop, match="fsdp_version: 2"):
-        trainer.build(adapted, tokenizer, encoded, tiny.RECIPE, checkpoints=Checkpoints(tmp_path, every=2))
+    with pytest.raises(runtime.Stop, match=r"two_24gb\.yaml"):
+        loading.load_base(base)
 
 
 @pytest.mark.skipif(version("peft") < "0.21", reason="peft 0.20 matched the names of weights")
