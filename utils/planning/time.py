@@ -10,7 +10,7 @@ from utils.presets import Recipe
 
 SMALL = 6e-6  # fitted to memory_grid_7b: seconds of an adapter matrix in a pass, and of its 8-bit Adam: small kernels
 LIBRARY = 1.74  # times as long as our kernel bitsandbytes takes to dequantize (record speed_default_7b)
-PLAIN = 1.7  # fitted to speed_levers_7b: what torch's norms, rotary and SwiGLU take, in copies of as many bytes
+PLAIN = 1.7  # fitted to a run of speed_levers_7b: what torch takes for norms, rotary, SwiGLU; copies of as many bytes
 
 
 def flop(config, rank: int, length: int) -> dict[str, int]:

@@ -108,7 +108,7 @@ def test_fsdps_first_version_is_refused_before_it_loads(base, monkeypatch):
 
 
 @pytest.mark.skipif(version("peft") < "0.21", reason="peft 0.20 matched the names of weights")
-def test_and_rightly_so():
+def test_peft_finds_no_adapter_under_fsdps_first_version():
     """peft 0.21 looks for the adapter by the names of modules, which FSDP's first version changes, and finds none."""
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
